@@ -1,0 +1,127 @@
+"""The structures that the product knows: names, DICOM codes, colours, left and right partners.
+
+A structure's identity is (type scheme, type value, laterality), never its segment number, which
+differs between patients. Codes are SNOMED CT's, as in DICOM PS3.16 and in TotalSegmentator's table.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from pydicom.sr.coding import Code
+
+Key = tuple[str, str, str]
+
+CATEGORY = Code("123037004", "SCT", "Anatomical Structure")
+SIDES = {"left": Code("7771000", "SCT", "Left"), "right": Code("24028007", "SCT", "Right")}
+OTHER_SIDE = {"left": "right", "right": "left", "": ""}
+SIDE_WORDS = {
+    "left": {"left", "l", "lt", "vänster", "vanster", "sin", "sinister"},
+    "right": {"right", "r", "rt", "höger", "hoger", "dx", "dexter"},
+}
+
+
+@dataclass(frozen=True)
+class Structure:
+    """One anatomical structure.
+
+    Attributes:
+        name: what people read, 'left hip bone'.
+        scheme, value, meaning: the code of the segmented property type.
+        side: 'left', 'right' or ''.
+        colour: sRGB, 0 to 255.
+    """
+
+    name: str
+    scheme: str
+    value: str
+    meaning: str
+    side: str
+    colour: tuple[int, int, int]
+
+    @property
+    def key(self) -> Key:
+        return self.scheme, self.value, self.side
+
+    def to_dict(self) -> dict:
+        return {
+            "name": self.name,
+            "code": list(self.key),
+            "meaning": self.meaning,
+            "colour": list(self.colour),
+        }
+
+    @classmethod
+    def from_dict(cls, row: dict) -> Structure:
+        scheme, value, side = row["code"]
+        red, green, blue = row["colour"]
+        return cls(row["name"], scheme, value, row["meaning"], side, (red, green, blue))
+
+
+# Mask values 1 to 5, in this order.
+PELVIS = (
+    Structure("left hip bone", "SCT", "29836001", "Hip", "left", (230, 159, 0)),
+    Structure("right hip bone", "SCT", "29836001", "Hip", "right", (86, 180, 233)),
+    Structure("sacrum", "SCT", "54735007", "Sacrum", "", (0, 158, 115)),
+    Structure("left femur", "SCT", "71341001", "Femur", "left", (204, 121, 167)),
+    Structure("right femur", "SCT", "71341001", "Femur", "right", (240, 228, 66)),
+)
+_TABLE_ORDER = {structure.key: i for i, structure in enumerate(PELVIS)}
+
+
+def ordered(structures: Sequence[Structure]) -> list[Structure]:
+    """The shipped table's order first, then by key; one entry a key."""
+    unique = {structure.key: structure for structure in structures}
+    return sorted(unique.values(), key=lambda s: (_TABLE_ORDER.get(s.key, len(PELVIS)), s.key))
+
+
+def mirror_partners(structures: Sequence[Structure]) -> list[int]:
+    """For each structure, the index of its partner on the other side, or its own index."""
+    index = {structure.key: i for i, structure in enumerate(structures)}
+    return [index.get((s.scheme, s.value, OTHER_SIDE[s.side]), i) for i, s in enumerate(structures)]
+
+
+def side_from_words(label: str) -> str:
+    """'left' or 'right' where exactly one of the two stands in the label as a word, else ''."""
+    words = set(re.findall(r"[^\W\d_]+", label.lower()))
+    found = [side for side, spellings in SIDE_WORDS.items() if words & spellings]
+    return found[0] if len(found) == 1 else ""
+
+
+def identify(
+    scheme: str, value: str, meaning: str, modifiers: Sequence[str], label: str
+) -> Structure:
+    """The structure that a segment's codes and label stand for.
+
+    Args:
+        scheme, value, meaning: the segmented property type's code; retired SRT codes of the table's
+            structures are known as their SCT equivalents.
+        modifiers: meanings or SCT values of the type modifiers.
+        label: the segment's label.
+
+    Raises:
+        ValueError: the table expects a side for this code and none is given.
+    """
+    side = next((s for s, code in SIDES.items() if code.value in modifiers), "")
+    for words in (*modifiers, meaning, label):
+        side = side or side_from_words(words)
+    for structure in PELVIS:
+        if Code(structure.value, structure.scheme, "") == Code(value, scheme, ""):
+            if structure.side and not side:
+                raise ValueError(
+                    f"segment '{label}' ({meaning or structure.meaning}) has no left or right in "
+                    "its modifier, code or label; --structures can say which side it is"
+                )
+            if structure.side in ("", side):
+                return structure
+    name = meaning.lower() or label
+    if side and not side_from_words(name):
+        name = f"{side} {name}"
+    return Structure(name, scheme, value, meaning, side, _colour(scheme + value + side))
+
+
+def _colour(text: str) -> tuple[int, int, int]:
+    seed = sum((i + 1) * ord(c) for i, c in enumerate(text))
+    return 60 + seed * 37 % 180, 60 + seed * 71 % 180, 60 + seed * 113 % 180

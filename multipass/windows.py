@@ -1,0 +1,134 @@
+"""Windows: grids of 128 x 128 x 72 voxels laid over axis-aligned boxes in patient space.
+
+A window is a `Grid` of GRID_SIZE with the identity direction. Boxes are (2, 3) arrays: the lower
+and the upper corner in LPS millimetres, at voxel edges.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy import ndimage
+
+from multipass.volume import Grid, Volume, floats3, resample
+
+GRID_SIZE = (128, 128, 72)
+MAX_SCAN_WINDOW_MM = 600.0
+SCAN_WINDOW_OVERLAP_MM = 150.0
+PELVIS_MARGIN_MM = 20.0
+# The stored crop is 20 % larger than the pelvis box, so that training can shift and scale the box.
+GUARD = 0.2
+BODY_HU = -300
+BODY_STEP_MM = 4.0
+BODY_OPENING_STEPS = 2
+NEARBY_MM = 50.0
+NEARBY_MIN_MM3 = 1000.0
+
+
+def window_over(box_mm: np.ndarray) -> Grid:
+    """The window whose 128 x 128 x 72 voxels fill the box."""
+    spacing = (box_mm[1] - box_mm[0]) / np.asarray(GRID_SIZE)
+    return Grid(GRID_SIZE, floats3(spacing), floats3(box_mm[0] + spacing / 2))
+
+
+def body_box(volume: Volume) -> np.ndarray:
+    """The box of the body in an upright CT: the largest component above -300 HU after an opening of
+    8 mm, so that table, sheets, cables and most arms do not stretch it.
+
+    The component is found on every n-th voxel (about 4 mm apart); the box is grown by that much and
+    clipped to the scan. A scan with nothing above -300 HU gives the whole scan's box.
+    """
+    spacing = np.asarray(volume.grid.spacing_mm)
+    steps = np.maximum(1, np.floor(BODY_STEP_MM / spacing)).astype(int)
+    coarse = volume.array[tuple(slice(None, None, s) for s in steps)] > BODY_HU
+    opened = ndimage.binary_opening(coarse, iterations=BODY_OPENING_STEPS)
+    body = opened if opened.any() else coarse
+    if not body.any():
+        return volume.grid.box_mm()
+    labels, _ = ndimage.label(body)
+    largest = 1 + int(np.bincount(labels.ravel())[1:].argmax())
+    spans = ndimage.find_objects(labels == largest)[0]
+    origin = np.asarray(volume.grid.origin_mm)
+    low = origin + (np.array([s.start for s in spans]) - 1) * steps * spacing
+    high = origin + np.array([s.stop for s in spans]) * steps * spacing
+    return clipped(np.stack([low, high]), volume.grid.box_mm())
+
+
+def clipped(box_mm: np.ndarray, limit_mm: np.ndarray) -> np.ndarray:
+    return np.stack([np.maximum(box_mm[0], limit_mm[0]), np.minimum(box_mm[1], limit_mm[1])])
+
+
+def scan_windows(box_mm: np.ndarray) -> list[Grid]:
+    """Windows over the body's box, foot to head, each at most 600 mm tall, neighbours overlapping
+    by at least 150 mm."""
+    low, high = float(box_mm[0, 2]), float(box_mm[1, 2])
+    height = min(high - low, MAX_SCAN_WINDOW_MM)
+    stride = MAX_SCAN_WINDOW_MM - SCAN_WINDOW_OVERLAP_MM
+    count = 1 + max(0, math.ceil((high - low - height) / stride))
+    windows = []
+    for start in np.linspace(low, high - height, count):
+        box = box_mm.copy()
+        box[:, 2] = start, start + height
+        windows.append(window_over(box))
+    return windows
+
+
+def joined(windows: list[Grid], maps: list[np.ndarray]) -> Volume:
+    """Maps (128, 128, 72) of overlapping scan windows as one volume: the larger value where two
+    windows overlap."""
+    if len(windows) == 1:
+        return Volume(maps[0], windows[0])
+    boxes = [w.box_mm() for w in windows]
+    low = np.min([b[0] for b in boxes], axis=0)
+    high = np.max([b[1] for b in boxes], axis=0)
+    spacing = windows[0].spacing_mm
+    size = (GRID_SIZE[0], GRID_SIZE[1], max(1, round((high[2] - low[2]) / spacing[2])))
+    grid = Grid(size, spacing, floats3(low + np.asarray(spacing) / 2))
+    total = np.zeros(size, np.float32)
+    for window, values in zip(windows, maps, strict=True):
+        np.maximum(total, resample(Volume(values, window), grid, outside=0.0), out=total)
+    return Volume(total, grid)
+
+
+def pelvis_box(foreground: Volume, limit_mm: np.ndarray) -> np.ndarray | None:
+    """The box of what a first pass found: voxels of P(foreground) > 0.5, the largest component and
+    those of at least 1 cm3 within 50 mm of it, grown by 20 mm a side and clipped to the scan.
+
+    Args:
+        foreground: probabilities (or fractions) on an upright grid.
+        limit_mm: the scan's box.
+
+    Returns:
+        The box, or None where no voxel exceeds 0.5.
+    """
+    found = foreground.array > 0.5
+    if not found.any():
+        return None
+    spacing = np.asarray(foreground.grid.spacing_mm)
+    labels, count = ndimage.label(found)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:] * spacing.prod()
+    largest = labels == 1 + int(sizes.argmax())
+    kept = largest
+    if count > 1:
+        distance = ndimage.distance_transform_edt(~largest, sampling=spacing)
+        nearest = ndimage.minimum(distance, labels, index=np.arange(1, count + 1))
+        near = 1 + np.flatnonzero((nearest <= NEARBY_MM) & (sizes >= NEARBY_MIN_MM3))
+        kept = largest | np.isin(labels, near)
+    spans = ndimage.find_objects(kept.astype(np.uint8))[0]
+    origin = np.asarray(foreground.grid.origin_mm)
+    low = origin + (np.array([s.start for s in spans]) - 0.5) * spacing - PELVIS_MARGIN_MM
+    high = origin + (np.array([s.stop for s in spans]) - 0.5) * spacing + PELVIS_MARGIN_MM
+    return clipped(np.stack([low, high]), limit_mm)
+
+
+def guarded(box_mm: np.ndarray) -> np.ndarray:
+    """The box grown by the guard, half of it on each side; not clipped to the scan."""
+    grow = (box_mm[1] - box_mm[0]) * GUARD / 2
+    return np.stack([box_mm[0] - grow, box_mm[1] + grow])
+
+
+def unguarded(box_mm: np.ndarray) -> np.ndarray:
+    """Inverse of `guarded`."""
+    shrink = (box_mm[1] - box_mm[0]) * (GUARD / 2) / (1 + GUARD)
+    return np.stack([box_mm[0] + shrink, box_mm[1] - shrink])

@@ -1,0 +1,205 @@
+"""Augmentation: one deformation of patient space per sample, through which both windows look.
+
+The network sees windows of a *deformed* patient. Window boxes lie in that deformed space; a cubic
+B-spline maps its points to those of the stored scan. The spline's control points hold the affine
+part as well (cubic B-splines reproduce linear functions exactly), so that rotation, scale, shear,
+mirror and elastic deformation are three small matrix products and one resampling a window.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.transforms import Randomizable
+
+from multipass.cohort import Sample
+from multipass.windows import GRID_SIZE
+
+CONTROL = 9  # control points an axis: 60 mm apart over a body 360 mm wide
+MARGIN_MM = 20.0  # around the bones, as in windows.pelvis_box
+FEW_POINTS = 8  # fewer foreground points in view: no pelvis there to look closer at
+SLABS = 8  # torch samples a 3D grid on one thread per batch item, so a window goes as 8
+
+
+@dataclass(frozen=True)
+class Space:
+    """How far a patient is deformed and windows are displaced. Angles in degrees."""
+
+    rotation_deg: float = 15.0
+    scale: float = 0.15
+    shear: float = 0.05
+    elastic_mm: float = 8.0
+    mirror: float = 0.5
+    cut: float = 0.15
+    shift_mm: float = 10.0
+    box_scale: tuple[float, float] = (0.9, 1.15)
+
+
+@dataclass(frozen=True)
+class Placement:
+    """A deformation and the two windows of the deformed patient.
+
+    Attributes:
+        control_mm: (n, n, n, 3) where in the stored scan each control point lies.
+        domain: (2, 3) box of deformed space that the spline covers.
+        scan_box, pelvis_box: (2, 3), lower and upper edges in mm.
+        mirrored: left and right are exchanged.
+    """
+
+    control_mm: np.ndarray
+    domain: np.ndarray
+    scan_box: np.ndarray
+    pelvis_box: np.ndarray
+    mirrored: bool
+
+
+def control_positions(domain: np.ndarray) -> np.ndarray:
+    """(n, n, n, 3) positions of the control points; one lies beyond the domain on each side."""
+    steps = (np.arange(CONTROL) - 1) / (CONTROL - 3)
+    axes = [lo + steps * (hi - lo) for lo, hi in zip(*domain, strict=True)]
+    return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
+
+
+def undeformed(sample: Sample) -> Placement:
+    """The windows that inference would use if it found the reference: for validation."""
+    box = sample.scan_box
+    return Placement(control_positions(box), box, box, sample.pelvis_box, mirrored=False)
+
+
+class RandPlacement(Randomizable):
+    """Draws placements; MONAI's interface: `set_random_state`, `randomize`, call."""
+
+    def __init__(self, space: Space, mirror_allowed: bool) -> None:
+        self.space, self.mirror_allowed = space, mirror_allowed
+        self.linear = np.eye(3)
+        self.elastic_mm = np.zeros((CONTROL,) * 3 + (3,))
+        self.mirrored = False
+
+    def randomize(self, data=None) -> None:
+        space, R = self.space, self.R
+        angles = np.deg2rad(R.uniform(-1, 1, 3) * space.rotation_deg)
+        scale = np.exp(R.uniform(-1, 1) * space.scale + R.uniform(-1, 1, 3) * space.scale / 3)
+        shear = np.eye(3) + np.triu(R.uniform(-1, 1, (3, 3)) * space.shear, 1)
+        self.mirrored = bool(R.rand() < space.mirror) and self.mirror_allowed
+        flip = np.diag([-1.0 if self.mirrored else 1.0, 1.0, 1.0])
+        self.linear = flip @ _rotation(angles) @ shear @ np.diag(scale)
+        sigma_mm = R.uniform(0, space.elastic_mm)
+        self.elastic_mm = R.normal(0, sigma_mm, (CONTROL,) * 3 + (3,))
+
+    def __call__(self, sample: Sample) -> Placement:
+        self.randomize()
+        centre = sample.pelvis_box.mean(axis=0)
+        scan_box = self._scan_box(sample, centre)
+        control = control_positions(scan_box)
+        control = centre + (control - centre) @ self.linear.T + self.elastic_mm
+        pelvis_box = self._pelvis_box(sample, centre, scan_box)
+        return Placement(control, scan_box, scan_box, pelvis_box, self.mirrored)
+
+    def _scan_box(self, sample: Sample, centre: np.ndarray) -> np.ndarray:
+        """The deformed body's box, displaced a little, now and then with an end of it cut off."""
+        body = _corners(sample.scan_box) - centre
+        body = body @ np.diag(1 / np.sqrt((self.linear**2).sum(0)))
+        box = np.stack([body.min(0), body.max(0)]) + centre
+        if self.mirrored:
+            box[:, 0] = 2 * centre[0] - box[::-1, 0]
+        box = self._displaced(box, (0.95, 1.1))
+        if self.R.rand() < self.space.cut:
+            end, part = self.R.randint(2), self.R.uniform(0.1, 0.45)
+            height = box[1, 2] - box[0, 2]
+            box[end, 2] += part * height * (1 if end == 0 else -1)
+        return box
+
+    def _pelvis_box(self, sample: Sample, centre: np.ndarray, scan_box: np.ndarray) -> np.ndarray:
+        """The box of the deformed bones as inference would set it, displaced as it may err."""
+        points = centre + (sample.points_mm - centre) @ np.linalg.inv(self.linear).T
+        inside = ((points > scan_box[0]) & (points < scan_box[1])).all(axis=1)
+        if inside.sum() < FEW_POINTS:
+            return scan_box.copy()
+        points = points[inside]
+        box = np.stack([points.min(0) - MARGIN_MM, points.max(0) + MARGIN_MM])
+        box = self._displaced(box, self.space.box_scale)
+        return np.clip(box, scan_box[0], scan_box[1])
+
+    def _displaced(self, box: np.ndarray, scales: tuple[float, float]) -> np.ndarray:
+        middle, half = box.mean(0), (box[1] - box[0]) / 2 * self.R.uniform(*scales, 3)
+        middle = middle + self.R.uniform(-1, 1, 3) * self.space.shift_mm
+        return np.stack([middle - half, middle + half])
+
+
+def _rotation(angles: np.ndarray) -> np.ndarray:
+    out = np.eye(3)
+    for axis, (c, s) in enumerate(zip(np.cos(angles), np.sin(angles), strict=True)):
+        i, j = (axis + 1) % 3, (axis + 2) % 3
+        turn = np.eye(3)
+        turn[i, i] = turn[j, j] = c
+        turn[i, j], turn[j, i] = -s, s
+        out = turn @ out
+    return out
+
+
+def _corners(box: np.ndarray) -> np.ndarray:
+    return np.stack(np.meshgrid(*box.T, indexing="ij"), axis=-1).reshape(-1, 3)
+
+
+def _spline_rows(lo: float, hi: float, size: int, domain: tuple[float, float]) -> np.ndarray:
+    """(size, n) cubic B-spline weights of the control points at a window's voxel centres."""
+    at = lo + (np.arange(size) + 0.5) / size * (hi - lo)
+    at = (at - domain[0]) / (domain[1] - domain[0]) * (CONTROL - 3) + 1
+    away = np.abs(at[:, None] - np.arange(CONTROL))
+    near = 2 / 3 - away**2 + away**3 / 2
+    return np.where(away < 1, near, np.maximum(2 - away, 0) ** 3 / 6)
+
+
+def _sampling_grid(place: Placement, box: np.ndarray, source: np.ndarray, device) -> torch.Tensor:
+    """(X, Y, Z, 3) where a window's voxels lie in a source box: -1 and 1 are its edges, z first."""
+    control = (place.control_mm - source[0]) / (source[1] - source[0]) * 2 - 1
+    grid = torch.as_tensor(control[..., ::-1].copy(), dtype=torch.float32, device=device)
+    rows = [
+        torch.as_tensor(
+            _spline_rows(box[0, a], box[1, a], GRID_SIZE[a], tuple(place.domain[:, a])),
+            dtype=torch.float32,
+            device=device,
+        )
+        for a in range(3)
+    ]
+    grid = torch.einsum("xi,ijkc->xjkc", rows[0], grid)
+    grid = torch.einsum("yj,xjkc->xyck", rows[1], grid)
+    return (grid @ rows[2].T).permute(0, 1, 3, 2).contiguous()
+
+
+def _sample(source: torch.Tensor, grid: torch.Tensor, padding: str) -> torch.Tensor:
+    """Trilinear: (C, ...) source at a (X, Y, Z, 3) grid."""
+    slabs = grid.view(SLABS, -1, *grid.shape[1:])
+    out = F.grid_sample(
+        source.expand(SLABS, *source.shape), slabs, padding_mode=padding, align_corners=False
+    )
+    return out.transpose(0, 1).flatten(1, 2)
+
+
+def look(sample: Sample, place: Placement, window: str) -> torch.Tensor:
+    """(1 + K, X, Y, Z) image and fractions of one window of the deformed patient.
+
+    The pelvis window reads the finer stored crop, and the scan window's grid where it looks
+    beyond it. Beyond the scan there is air.
+    """
+    scan, crop = sample.scan, sample.crop
+    if window == "scan":
+        grid = _sampling_grid(place, place.scan_box, sample.scan_box, scan.device)
+        return _sample(scan, grid, "zeros")
+    grid = _sampling_grid(place, place.pelvis_box, sample.crop_box, crop.device)
+    seen = _sample(crop, grid, "border")
+    outside = (grid.abs() > 1).any(-1)
+    if bool(outside.any()):
+        ratio = (sample.crop_box[1] - sample.crop_box[0]) / (
+            sample.scan_box[1] - sample.scan_box[0]
+        )
+        offset = (sample.crop_box.sum(0) - sample.scan_box.sum(0)) / (
+            sample.scan_box[1] - sample.scan_box[0]
+        )
+        ratio, offset = (grid.new_tensor(v[::-1].copy()) for v in (ratio, offset))
+        points = (grid[outside] * ratio + offset).view(1, 1, 1, -1, 3)
+        seen[:, outside] = F.grid_sample(scan[None], points, align_corners=False)[0, :, 0, 0]
+    return seen

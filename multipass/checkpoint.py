@@ -1,0 +1,134 @@
+"""Checkpoints: dicts of tensors and plain types that carry all that inference needs."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import platform
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+from multipass.network import MultiPassUNet
+from multipass.patients import replacing
+from multipass.structures import Structure
+
+FORMAT = "multipass-checkpoint-1"
+WINDOWS = ("pelvis", "scan")
+HASH_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network and what it was trained for.
+
+    Attributes:
+        structures: of mask values 1 to K.
+        hu_range: the Hounsfield units that become 0 and 1.
+        passes, window: as in training.
+        info: 'trained_on', 'date', 'dice', 'versions'.
+        sha256: of the file.
+    """
+
+    network: MultiPassUNet
+    structures: list[Structure]
+    hu_range: tuple[float, float]
+    passes: int
+    window: str
+    info: dict = field(default_factory=dict)
+    sha256: str = ""
+
+
+def versions() -> dict[str, str]:
+    """Versions of the interpreter and of the packages that results depend on."""
+    found = {"python": platform.python_version()}
+    for name in ("torch", "monai", "numpy", "scipy", "SimpleITK"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = "absent"
+    return found
+
+
+def as_dict(model: Model) -> dict:
+    """What `save` writes; `load` and `from_dict` read it back."""
+    weights = {k: v.detach().cpu() for k, v in model.network.state_dict().items()}
+    return {
+        "format": FORMAT,
+        "state_dict": weights,
+        "network": model.network.config,
+        "structures": [s.to_dict() for s in model.structures],
+        "hu_range": [float(v) for v in model.hu_range],
+        "passes": model.passes,
+        "window": model.window,
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+        "versions": versions(),
+        **model.info,
+    }
+
+
+def save(path: Path, content: dict) -> None:
+    """Writes a checkpoint under a temporary name, then renames it."""
+    with replacing(path) as temporary:
+        torch.save(content, temporary)
+
+
+def read(path: Path, device: torch.device | str = "cpu") -> dict:
+    """The content of a checkpoint file, checked to be one.
+
+    Raises:
+        ValueError: the file is missing, damaged, or something else.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise ValueError(f"{path}: no such checkpoint. `python training.py` makes one.")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, OSError, ValueError):
+        raise ValueError(
+            f"{path}: damaged, or not a PyTorch checkpoint of plain tensors."
+        ) from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise ValueError(
+            f"{path}: a PyTorch file, but not a checkpoint of this program ({FORMAT})."
+        )
+    return content
+
+
+def load(path: Path, device: torch.device | str = "cpu") -> Model:
+    """Reads a checkpoint for inference, its network in evaluation mode on `device`.
+
+    Raises:
+        ValueError: the file is missing, damaged, or something else.
+    """
+    content = read(path, device)
+    try:
+        network = MultiPassUNet(**content["network"])
+        network.load_state_dict(content["state_dict"])
+        structures = [Structure.from_dict(row) for row in content["structures"]]
+        low, high = content["hu_range"]
+        passes, window = int(content["passes"]), content["window"]
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"{path}: its parts do not fit together ({reason}).") from None
+    if len(structures) + 1 != network.classes or window not in WINDOWS or passes < 1:
+        raise ValueError(
+            f"{path}: its parts do not fit together ({len(structures)} structures, "
+            f"{network.classes} classes, window {window!r}, {passes} passes)."
+        )
+    info = {k: content.get(k) for k in ("trained_on", "date", "dice", "versions")}
+    network.to(device).eval()
+    return Model(
+        network, structures, (float(low), float(high)), passes, window, info, file_sha256(path)
+    )
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as stream:
+        while chunk := stream.read(HASH_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,155 @@
+"""The data side of training: the patients of a cohort, its channels, splits, and samples.
+
+Patients are read when they are needed. `complete_dataset.pkl` is held in memory where it is small
+enough; else, and for a folder, each patient comes from its own file, so that memory does not grow
+with the cohort.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from multipass.patients import DATASET_NAME, read_dataset, read_patient, window_of
+from multipass.structures import Structure, mirror_partners, ordered
+from multipass.windows import unguarded
+
+# A larger complete_dataset.pkl is left alone and the patient files beside it are streamed.
+MAX_IN_MEMORY_BYTES = 1 << 30
+POINT_STRIDE = 3  # every third voxel of the bones along each axis says where they are
+HASH_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One patient in the cohort's channels.
+
+    Attributes:
+        scan, crop: (1 + K, X, Y, Z) float32, image and fractions of the scan window and of the
+            guarded pelvis window.
+        scan_box, crop_box, pelvis_box: (2, 3) edges in mm; pelvis_box is crop_box less its guard.
+        known: (K,) False where the structure is absent from the patient's annotation.
+        points_mm: (P, 3) places of bone.
+    """
+
+    patient_id: str
+    scan: torch.Tensor
+    crop: torch.Tensor
+    scan_box: np.ndarray
+    crop_box: np.ndarray
+    pelvis_box: np.ndarray
+    known: torch.Tensor
+    points_mm: np.ndarray
+
+
+class Cohort:
+    """Patients by id, in sorted order, and the structures that any of them has."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens `complete_dataset.pkl` or a folder of patient files.
+
+        Raises:
+            ValueError: there is no such data, or it is damaged.
+        """
+        self.path = path
+        self._held: dict[str, dict] = {}
+        self._files: dict[str, Path] = {}
+        if not path.exists():
+            raise ValueError(f"{path}: no such data. Run `python processing.py` first.")
+        if path.is_dir() or path.stat().st_size > MAX_IN_MEMORY_BYTES:
+            self._list_files(path if path.is_dir() else path.parent)
+        else:
+            self._held = read_dataset(path)["patients"]
+        self.ids = sorted(self._held or self._files)
+        if not self.ids:
+            raise ValueError(f"{path}: no patients in it. Run `python processing.py` first.")
+        present: list[Structure] = []
+        for patient_id in self.ids:
+            rows = self.patient(patient_id)["structures"]
+            present += [Structure.from_dict(r) for r in rows if r["status"] != "absent"]
+        self.structures = ordered(present)
+        if not self.structures:
+            raise ValueError(f"{path}: no patient has an annotated structure.")
+
+    def _list_files(self, folder: Path) -> None:
+        for file in sorted(folder.glob("*.pkl")):
+            if file.name != DATASET_NAME:
+                self._files[read_patient(file)["patient_id"]] = file
+
+    def patient(self, patient_id: str) -> dict:
+        if self._held:
+            return self._held[patient_id]
+        return read_patient(self._files[patient_id])
+
+    def sha256(self) -> str:
+        """Hash of what training reads."""
+        digest = hashlib.sha256()
+        for file in self._files.values() or [self.path]:
+            with file.open("rb") as stream:
+                while chunk := stream.read(HASH_CHUNK):
+                    digest.update(chunk)
+        return digest.hexdigest()
+
+    @property
+    def mirror_allowed(self) -> bool:
+        """False if a left structure has no right one to become, or the reverse."""
+        partners = mirror_partners(self.structures)
+        return all(
+            not structure.side or partner != i
+            for i, (structure, partner) in enumerate(zip(self.structures, partners, strict=True))
+        )
+
+    def split(self, folds: int, fold: int) -> tuple[list[str], list[str]]:
+        """Training and validation patients of one fold: each patient validates in one fold.
+
+        Patients are ordered by the hash of their id, so that a split depends neither on the
+        folder's order nor on when a patient was added.
+
+        Raises:
+            ValueError: fewer patients than folds, or no such fold.
+        """
+        if not 0 <= fold < folds:
+            raise ValueError(f"--fold {fold}: there are folds 0 to {folds - 1}.")
+        if folds < 2 or len(self.ids) < folds:
+            raise ValueError(
+                f"{self.path}: {len(self.ids)} patients cannot be split into {folds} folds; "
+                "at least 2 folds and as many patients as folds are needed."
+            )
+        by_hash = sorted(self.ids, key=lambda i: hashlib.sha256(i.encode()).hexdigest())
+        validation = sorted(by_hash[fold::folds])
+        return [i for i in self.ids if i not in validation], validation
+
+    def sample(self, patient_id: str, device: torch.device) -> Sample:
+        """Reads one patient onto the training device."""
+        patient = self.patient(patient_id)
+        rows = patient["structures"]
+        index = {tuple(r["code"]): i for i, r in enumerate(rows) if r["status"] != "absent"}
+        order = [index.get(structure.key, -1) for structure in self.structures]
+        scan_box, crop_box = window_of(patient["scan"]).box_mm(), window_of(patient).box_mm()
+        return Sample(
+            patient_id=patient_id,
+            scan=_channels(patient["scan"], order, device),
+            crop=_channels(patient, order, device),
+            scan_box=scan_box,
+            crop_box=crop_box,
+            pelvis_box=unguarded(crop_box),
+            known=torch.tensor([i >= 0 for i in order], device=device),
+            points_mm=_bone_points(patient),
+        )
+
+
+def _channels(view: dict, order: list[int], device: torch.device) -> torch.Tensor:
+    image = torch.as_tensor(view["image"]).to(device, torch.float32)
+    fractions = torch.as_tensor(view["fractions"]).to(device, torch.float32).div_(255)
+    blank = torch.zeros_like(image)
+    return torch.stack([image] + [fractions[i] if i >= 0 else blank for i in order])
+
+
+def _bone_points(patient: dict) -> np.ndarray:
+    label, window = patient["label"], window_of(patient)
+    inside = np.argwhere(label[::POINT_STRIDE, ::POINT_STRIDE, ::POINT_STRIDE]) * POINT_STRIDE
+    return np.asarray(window.origin_mm) + inside * np.asarray(window.spacing_mm)

@@ -1,0 +1,193 @@
+"""Intensity augmentation of the windows of one scan, and disturbance of a pass's context.
+
+MONAI's transforms do gamma, shift, scale, blur and low resolution; what it lacks follows its
+interface. All windows of a scan share their draws: they stack as channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from monai.data import set_track_meta
+from monai.transforms import (
+    Compose,
+    RandAdjustContrast,
+    Randomizable,
+    RandomizableTransform,
+    RandScaleIntensity,
+    RandShiftIntensity,
+    RandSimulateLowResolution,
+)
+
+
+class RandBlur(RandomizableTransform):
+    """Gaussian blur by at most `sigma` voxels, three taps an axis."""
+
+    def __init__(self, prob: float, sigma: float) -> None:
+        super().__init__(prob)
+        self.sigma = sigma
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        self.randomize(None)
+        side = float(np.exp(-0.5 / self.R.uniform(0.3, self.sigma) ** 2))
+        if not self._do_transform:
+            return images
+        for axis in (1, 2, 3):
+            size = images.shape[axis]
+            padded = torch.cat(
+                [images.narrow(axis, 0, 1), images, images.narrow(axis, size - 1, 1)], axis
+            )
+            around = padded.narrow(axis, 0, size) + padded.narrow(axis, 2, size)
+            images = (images + side * around) / (1 + 2 * side)
+        return images
+
+
+class RandNoise(RandomizableTransform):
+    """Gaussian noise, drawn on the images' device; half the time correlated between voxels."""
+
+    def __init__(self, prob: float, std: float) -> None:
+        super().__init__(prob)
+        self.std = std
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        self.randomize(None)
+        std, smooth, seed = self.R.uniform(0, self.std), self.R.rand() < 0.5, self.R.randint(2**31)
+        if not self._do_transform:
+            return images
+        generator = torch.Generator(images.device).manual_seed(int(seed))
+        noise = torch.randn(images.shape, generator=generator, device=images.device)
+        if smooth:
+            noise = F.avg_pool3d(noise, 3, 1, 1) * 3
+        return images + std * noise
+
+
+class RandFieldOfView(RandomizableTransform):
+    """Air outside a cylinder along z, as where a scan is reconstructed narrower than the body."""
+
+    def __call__(self, images: torch.Tensor, boxes: list[np.ndarray]) -> torch.Tensor:
+        self.randomize(None)
+        scan = boxes[0]
+        radius = self.R.uniform(0.38, 0.55) * (scan[1] - scan[0])[:2].max()
+        centre = scan.mean(0)[:2] + self.R.uniform(-0.05, 0.05, 2) * (scan[1] - scan[0])[:2]
+        if not self._do_transform:
+            return images
+        for image, box in zip(images, boxes, strict=True):
+            x, y, _ = _centres(image, box)
+            outside = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 > radius**2
+            image.masked_fill_(outside, 0)
+        return images
+
+
+class RandMetal(RandomizableTransform):
+    """Rods of metal in the pelvis window, with streaks that fade with the distance."""
+
+    def __call__(self, images: torch.Tensor, boxes: list[np.ndarray]) -> torch.Tensor:
+        self.randomize(None)
+        if not self._do_transform:
+            return images
+        low, high = boxes[-1]
+        for _ in range(self.R.randint(1, 4)):
+            start = self.R.uniform(low, high)
+            direction = self.R.normal(size=3)
+            direction *= self.R.uniform(20, 120) / np.linalg.norm(direction)
+            rod = start, direction, self.R.uniform(2, 12)
+            rays, phase, depth = self.R.randint(2, 9), self.R.uniform(0, 6.3), self.R.uniform(0, 1)
+            for image, box in zip(images, boxes, strict=True):
+                _add_rod(image, box, rod, (rays, phase, depth))
+        return images
+
+
+def _centres(image: torch.Tensor, box: np.ndarray) -> list[torch.Tensor]:
+    """x, y, z in mm of a window's voxels, each along its own axis."""
+    out = []
+    for axis, size in enumerate(image.shape):
+        steps = (torch.arange(size, device=image.device, dtype=torch.float32) + 0.5) / size
+        shape = [1, 1, 1]
+        shape[axis] = size
+        low, high = float(box[0, axis]), float(box[1, axis])
+        out.append((low + steps * (high - low)).view(shape))
+    return out
+
+
+def _add_rod(image: torch.Tensor, box: np.ndarray, rod: tuple, streaks: tuple) -> None:
+    start, direction, radius_mm = rod
+    rays, phase, depth = streaks
+    offset = [c - float(s) for c, s in zip(_centres(image, box), start, strict=True)]
+    length2 = float(direction @ direction)
+    along = sum(o * float(d) for o, d in zip(offset, direction, strict=True)) / length2
+    along = along.clamp(0, 1)
+    dx, dy, dz = (o - along * float(d) for o, d in zip(offset, direction, strict=True))
+    in_plane = dx**2 + dy**2
+    angle = torch.atan2(dy.expand_as(in_plane), dx.expand_as(in_plane))
+    fade = depth * torch.exp(-(in_plane.sqrt() / (4 * radius_mm))) * (dz.abs() < radius_mm)
+    image += fade * torch.sin(rays * angle + phase)
+    image.masked_fill_(in_plane + dz**2 < radius_mm**2, 1.0)
+
+
+class RandIntensity(Randomizable):
+    """All intensity augmentations of one sample: (W, X, Y, Z) images and their boxes."""
+
+    def __init__(self) -> None:
+        set_track_meta(False)  # plain tensors: nothing here moves a voxel
+        self.placed = [RandMetal(prob=0.12), RandFieldOfView(prob=0.08)]
+        self.plain = Compose(
+            [
+                RandAdjustContrast(prob=0.3, gamma=(0.7, 1.5)),
+                RandScaleIntensity(factors=0.25, prob=0.5),
+                RandShiftIntensity(offsets=0.08, prob=0.5),
+                RandBlur(prob=0.25, sigma=1.2),
+                RandSimulateLowResolution(prob=0.1, zoom_range=(0.5, 1.0)),
+                RandNoise(prob=0.5, std=0.08),
+            ]
+        )
+
+    def set_random_state(self, seed=None, state=None) -> RandIntensity:
+        super().set_random_state(seed, state)
+        for transform in self.placed:
+            transform.set_random_state(seed=int(self.R.randint(2**31)))
+        self.plain.set_random_state(seed=int(self.R.randint(2**31)))
+        return self
+
+    def __call__(self, images: torch.Tensor, boxes: list[np.ndarray]) -> torch.Tensor:
+        for transform in self.placed:
+            images = transform(images, boxes)
+        return self.plain(images).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class ContextOdds:
+    """How often a sample's context is blanked, blurred, shifted, or robbed of a structure."""
+
+    blank: float = 0.15
+    blur: float = 0.1
+    shift: float = 0.1
+    remove: float = 0.1
+
+
+class RandContext(Randomizable):
+    """Disturbs a context so that later passes do not trust it blindly."""
+
+    MAX_SHIFT_VOXELS = 5
+
+    def __init__(self, odds: ContextOdds) -> None:
+        self.odds = odds
+
+    def __call__(self, context: torch.Tensor) -> torch.Tensor:
+        """Takes and returns (1 + K, X, Y, Z) probabilities."""
+        draw, odds, limit = self.R.rand(4), self.odds, self.MAX_SHIFT_VOXELS
+        shift = self.R.randint(-limit, limit + 1, 3).tolist()
+        width, removed = self.R.choice([3, 5, 7]), self.R.randint(1, len(context))
+        if draw[0] < odds.blank:
+            return torch.zeros_like(context)
+        if draw[1] < odds.blur:
+            context = F.avg_pool3d(context, int(width), 1, int(width) // 2)
+        if draw[2] < odds.shift:
+            context = torch.roll(context, shift, (1, 2, 3))
+        if draw[3] < odds.remove:
+            context = context.clone()
+            context[0] += context[removed]
+            context[removed] = 0
+        return context

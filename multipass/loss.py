@@ -1,0 +1,73 @@
+"""Soft Dice and cross-entropy against class fractions, and the Dice that people read."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from monai.losses import DiceLoss
+
+EMPTY_VOXELS = 1.0  # less of a structure than this in a window has no Dice worth teaching
+UNSEEN_LOGIT = -1e4  # finite, as -inf times a zero target is not a number
+
+# soft_label: the Dice semimetric whose minimum is the fractions themselves (Wang et al. 2023);
+# the plain product of probability and fraction would be least at hard labels.
+_soft_dice = DiceLoss(include_background=False, soft_label=True, reduction="none")
+
+
+def with_background(fractions: torch.Tensor) -> torch.Tensor:
+    """(N, K, ...) fractions of structures to (N, 1 + K, ...), background = 1 - sum."""
+    background = (1 - fractions.sum(1, keepdim=True)).clamp_(min=0)
+    return torch.cat([background, fractions], dim=1)
+
+
+def _merge_unknown(logits, target, known):
+    """Adds the probability of structures nobody annotated in a scan to its background.
+
+    Their voxels lie unmarked in the background, so that there "background or unknown structure" is
+    all that the reference says.
+    """
+    unknown = ~known[:, :, None, None, None]
+    structures = logits[:, 1:]
+    hidden = structures.masked_fill(~unknown, UNSEEN_LOGIT)
+    background = torch.logsumexp(torch.cat([logits[:, :1], hidden], 1), 1, keepdim=True)
+    logits = torch.cat([background, structures.masked_fill(unknown, UNSEEN_LOGIT)], 1)
+    taught = target[:, 1:].masked_fill(unknown, 0)
+    return logits, with_background(taught)
+
+
+def soft_loss(logits: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """Mean of soft Dice loss and cross-entropy, summed.
+
+    Args:
+        logits: (N, 1 + K, X, Y, Z).
+        target: the same shape, fractions that sum to 1.
+        known: (N, K) bool, False for structures that are not annotated in a sample.
+
+    A structure of which the window holds nothing is taught by the cross-entropy alone: its Dice
+    is 0 however few voxels are wrong.
+    """
+    logits = logits.float()
+    if not bool(known.all()):
+        logits, target = _merge_unknown(logits, target, known)
+    cross_entropy = F.cross_entropy(logits, target)
+    dice_loss = _soft_dice(torch.softmax(logits, 1), target).flatten(1)
+    counted = known & (target[:, 1:].sum((2, 3, 4)) > EMPTY_VOXELS)
+    # Mean by sample, not over the batch: the split of a batch over processes changes nothing.
+    by_sample = (dice_loss * counted).sum(1) / counted.sum(1).clamp(min=1)
+    return cross_entropy + by_sample.mean()
+
+
+@torch.no_grad()
+def hard_dice(logits: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """(N, K) Dice of the argmax against the argmax of the fractions.
+
+    NaN where a structure is not annotated, or neither of the two has it.
+    """
+    classes = logits.shape[1]
+    predicted, reference = logits.argmax(1).flatten(1), target.argmax(1).flatten(1)
+    pairs = predicted * classes + reference
+    table = torch.stack([torch.bincount(row, minlength=classes**2) for row in pairs])
+    table = table.view(-1, classes, classes).double()
+    both = table.diagonal(dim1=1, dim2=2)
+    dice = 2 * both / (table.sum(1) + table.sum(2))
+    return dice[:, 1:].masked_fill(~known, float("nan"))

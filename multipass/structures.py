@@ -85,7 +85,7 @@ def mirror_partners(structures: Sequence[Structure]) -> list[int]:
 
 def side_from_words(label: str) -> str:
     """'left' or 'right' where exactly one of the two stands in the label as a word, else ''."""
-    words = set(re.findall(r"[^\W\d_]+", label.lower()))
+    words = set(re.split(r"[\W_]+", label.lower()))
     found = [side for side, spellings in SIDE_WORDS.items() if words & spellings]
     return found[0] if len(found) == 1 else ""
 

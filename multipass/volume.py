@@ -17,6 +17,8 @@ AIR_HU = -1024
 AXIS_TOLERANCE = 1e-4
 # Slices of a slab that is converted to float32 at a time: 16 x 512 x 512 x 4 bytes = 16 MiB.
 SLAB_SLICES = 16
+# float32 sums of weights.
+ROUNDING = 1e-4
 
 
 @dataclass(frozen=True)
@@ -202,21 +204,24 @@ def axis_weights(source: tuple[int, float, float], target: tuple[int, float, flo
         source, target: (number of voxels, position of the first centre, spacing) in mm.
 
     Returns:
-        float32 (n_target, n_source). A row sums to the part of its cell that the source covers, 1
-        inside; it is all zero where the target's centre lies outside the source.
+        float32 (n_target, n_source). A row sums to the part of its cell that the source covers.
     """
     n_source, source_start, source_step = source
     n_target, target_start, target_step = target
     edges = source_start + (np.arange(n_source + 1) - 0.5) * source_step
     centres = target_start + np.arange(n_target) * target_step
     half = max(source_step, target_step) / 2
-    covered = np.clip(centres[:, None] + half, edges[0], edges[-1])
     low = np.clip(centres[:, None] - half, edges[:-1], edges[1:])
-    high = np.clip(covered, edges[:-1], edges[1:])
-    weights = (high - low) / (2 * half)
-    slack = 1e-6 * source_step
-    weights[(centres < edges[0] - slack) | (centres > edges[-1] + slack)] = 0
-    return weights.astype(np.float32)
+    high = np.clip(centres[:, None] + half, edges[:-1], edges[1:])
+    return ((high - low) / (2 * half)).astype(np.float32)
+
+
+def _normalised(weights: np.ndarray) -> np.ndarray:
+    """Rows that sum to 1, or to 0 where the source covers less than half of the cell: there the
+    target's centre lies outside of the source."""
+    covered = weights.sum(axis=1, keepdims=True)
+    inside = covered >= 0.5 - ROUNDING
+    return np.where(inside, weights / np.where(inside, covered, 1), 0)
 
 
 def grid_weights(source: Grid, target: Grid) -> list[np.ndarray]:
@@ -245,8 +250,7 @@ def resample(volume: Volume, target: Grid, outside: float | None = None) -> np.n
     """
     weights = grid_weights(volume.grid, target)
     if outside is not None:
-        sums = [w.sum(axis=1, keepdims=True) for w in weights]
-        weights = [w / np.where(s > 0, s, 1) for w, s in zip(weights, sums, strict=True)]
+        weights = [_normalised(w) for w in weights]
     spans = [_used_span(w) for w in weights]
     wx, wy, wz = (w[:, lo:hi] for w, (lo, hi) in zip(weights, spans, strict=True))
     zyx = volume.array.transpose(2, 1, 0)[tuple(slice(lo, hi) for lo, hi in reversed(spans))]

@@ -11,9 +11,11 @@ import math
 import numpy as np
 from scipy import ndimage
 
-from multipass.volume import Grid, Volume, floats3, resample
+from multipass.volume import AIR_HU, Grid, Volume, floats3, resample
 
 GRID_SIZE = (128, 128, 72)
+# Hounsfield units that become 0 and 1: fat to dense cortical bone.
+HU_RANGE = (-200.0, 1000.0)
 MAX_SCAN_WINDOW_MM = 600.0
 SCAN_WINDOW_OVERLAP_MM = 150.0
 PELVIS_MARGIN_MM = 20.0
@@ -48,11 +50,18 @@ def body_box(volume: Volume) -> np.ndarray:
         return volume.grid.box_mm()
     labels, _ = ndimage.label(body)
     largest = 1 + int(np.bincount(labels.ravel())[1:].argmax())
-    spans = ndimage.find_objects(labels == largest)[0]
+    spans = ndimage.find_objects((labels == largest).astype(np.uint8))[0]
     origin = np.asarray(volume.grid.origin_mm)
     low = origin + (np.array([s.start for s in spans]) - 1) * steps * spacing
     high = origin + np.array([s.stop for s in spans]) * steps * spacing
     return clipped(np.stack([low, high]), volume.grid.box_mm())
+
+
+def window_image(volume: Volume, window: Grid, hu_range: tuple[float, float] = HU_RANGE):
+    """float32 (128, 128, 72) in [0, 1]: the upright CT seen through the window, air outside."""
+    low, high = hu_range
+    hounsfield = resample(volume, window, outside=AIR_HU)
+    return np.clip((hounsfield - low) / (high - low), 0, 1)
 
 
 def clipped(box_mm: np.ndarray, limit_mm: np.ndarray) -> np.ndarray:

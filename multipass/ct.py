@@ -1,0 +1,322 @@
+"""A CT series as a volume in Hounsfield units: ordering, checking, decoding, gantry tilt."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import SimpleITK as sitk
+from pydicom.dataset import Dataset
+from pydicom.uid import RLELossless
+
+from multipass.series import MIN_SLICES, Series, Slice
+from multipass.volume import AIR_HU, Grid, Volume, floats3, ints3
+
+# A slice may lie this part of a spacing away from its uniform place: positions are often rounded.
+PLACE_TOLERANCE = 0.1
+# In-plane drift over the whole stack, in pixels, beyond which the gantry was tilted.
+TILT_PIXELS = 0.5
+SAME_DIRECTION = 1e-3
+SAME_PLACE_MM = 1e-3
+# Padding is outside of what a scanner measures; a padding value above this is taken as data.
+PADDING_BELOW_HU = -900
+# Differences of stored positions carry rounding noise; a nanometre is enough.
+SPACING_DECIMALS = 6
+MAX_HU = 30000
+
+
+@dataclass(frozen=True)
+class CT:
+    """A CT read from DICOM.
+
+    Attributes:
+        volume: int16 HU on the grid as acquired (slices along the third axis), or, where the gantry
+            was tilted, resampled to an upright grid.
+        slices: in the order of the third axis as acquired.
+        lattice: (4, 4) affine of the voxels as acquired; sheared where the gantry was tilted.
+        tilt_degrees: 0 for an upright gantry.
+        notes: what a person should know of this scan.
+    """
+
+    volume: Volume
+    slices: tuple[Slice, ...]
+    lattice: np.ndarray
+    tilt_degrees: float
+    notes: tuple[str, ...]
+
+    @property
+    def is_tilted(self) -> bool:
+        return self.tilt_degrees > 0
+
+
+def read_ct(series: Series) -> CT:
+    """Read a series' pixels into one volume.
+
+    Raises:
+        ValueError: slices are missing, uneven, doubled or mixed, or a file's pixels cannot be read.
+    """
+    if series.refused:
+        raise ValueError(f"{len(series.refused)} of its files do not fit: {series.refused[0]}")
+    slices, notes = _in_order(series)
+    lattice = _lattice(slices)
+    array = _pixels(slices)
+    notes += _implausible(array)
+    first = slices[0]
+    size = (first.columns, first.rows, len(slices))
+    tilt = _tilt_degrees(lattice, len(slices))
+    if tilt:
+        notes.append(f"gantry tilt of {tilt:.1f} degrees, resampled to an upright grid")
+        volume = resample_lattice(array, lattice, tilted_grid(lattice, size))
+    else:
+        steps = np.round(np.linalg.norm(lattice[:3, :3], axis=0), SPACING_DECIMALS)
+        axes = np.stack([lattice[:3, 0] / steps[0], lattice[:3, 1] / steps[1], first.normal], 1)
+        grid = Grid(size, floats3(steps), floats3(lattice[:3, 3]), tuple(axes.ravel().tolist()))
+        volume = Volume(array, grid)
+    return CT(volume, tuple(slices), lattice, tilt, tuple(notes))
+
+
+# ------------------------------------------------------------------- geometry
+
+
+def _in_order(series: Series) -> tuple[list[Slice], list[str]]:
+    """The slices along the plane normal, exact duplicates dropped."""
+    first = series.slices[0]
+    for other in series.slices:
+        if (other.rows, other.columns) != (first.rows, first.columns):
+            raise ValueError(
+                f"images of different sizes, {first.columns} x {first.rows} and "
+                f"{other.columns} x {other.rows}"
+            )
+        if np.abs(np.subtract(other.orientation, first.orientation)).max() > SAME_DIRECTION:
+            raise ValueError("images of different orientations in one series")
+        if not np.allclose(
+            (other.row_step_mm, other.column_step_mm), (first.row_step_mm, first.column_step_mm)
+        ):
+            raise ValueError("images of different pixel spacings in one series")
+    ordered = sorted(series.slices, key=lambda s: (float(s.normal @ s.position_mm), str(s.path)))
+    slices, notes = _without_duplicates(ordered)
+    if len(slices) < MIN_SLICES:
+        raise ValueError(f"{len(slices)} slices at different places, at least 3 are needed")
+    return slices, notes
+
+
+def _without_duplicates(ordered: list[Slice]) -> tuple[list[Slice], list[str]]:
+    kept = [ordered[0]]
+    for current in ordered[1:]:
+        last = kept[-1]
+        if np.linalg.norm(np.subtract(current.position_mm, last.position_mm)) > SAME_PLACE_MM:
+            kept.append(current)
+            continue
+        if not np.array_equal(next(_frames([current])), next(_frames([last]))):
+            raise ValueError(
+                f"several different slices at one place, {last.path.name} and "
+                f"{current.path.name} at {_place(current)} mm"
+            )
+    dropped = len(ordered) - len(kept)
+    return kept, [f"{dropped} exact duplicates of slices dropped"] if dropped else []
+
+
+def _place(current: Slice) -> str:
+    return "(" + ", ".join(f"{v:g}" for v in current.position_mm) + ")"
+
+
+def _lattice(slices: list[Slice]) -> np.ndarray:
+    """(4, 4) affine of the voxels as acquired, columns: along a row, down a column, slice to slice.
+
+    Raises:
+        ValueError: the slices are not evenly spaced along one line.
+    """
+    places = np.array([s.position_mm for s in slices])
+    step = (places[-1] - places[0]) / (len(slices) - 1)
+    spacing = float(abs(slices[0].normal @ step))
+    if spacing < SAME_PLACE_MM:
+        raise ValueError("several slices at one place along the plane normal")
+    off = np.linalg.norm(places - (places[0] + np.arange(len(slices))[:, None] * step), axis=1)
+    if off.max() > PLACE_TOLERANCE * spacing:
+        gaps = np.diff(places @ slices[0].normal)
+        raise ValueError(f"slices {_gaps(gaps)} mm apart, a file missing?")
+    row, column = np.split(np.asarray(slices[0].orientation), 2)
+    lattice = np.eye(4)
+    lattice[:3, 0] = row * slices[0].column_step_mm
+    lattice[:3, 1] = column * slices[0].row_step_mm
+    lattice[:3, 2] = step
+    lattice[:3, 3] = places[0]
+    return lattice
+
+
+def _gaps(gaps: np.ndarray) -> str:
+    rounded = [f"{g:.4g}" for g in gaps]
+    if len(rounded) <= 6:
+        return ", ".join(rounded)
+    values, counts = np.unique(np.round(gaps, 2), return_counts=True)
+    usual = values[counts.argmax()]
+    odd = [f"{v:.4g}" for v in values if v != usual]
+    return f"{usual:.4g} and, elsewhere, {', '.join(odd[:5])}"
+
+
+def _tilt_degrees(lattice: np.ndarray, count: int) -> float:
+    """The angle between the slices' step and their normal, 0 where the drift is not measurable."""
+    row, column, step = lattice[:3, 0], lattice[:3, 1], lattice[:3, 2]
+    drift = max(abs(step @ row) / (row @ row), abs(step @ column) / (column @ column))
+    if drift * (count - 1) < TILT_PIXELS:
+        return 0.0
+    normal = np.cross(row, column)
+    cosine = abs(step @ normal) / np.linalg.norm(step) / np.linalg.norm(normal)
+    return float(np.degrees(np.arccos(min(1.0, cosine))))
+
+
+def tilted_grid(lattice: np.ndarray, size: tuple[int, int, int]) -> Grid:
+    """The upright grid around a sheared lattice, of its spacing along each patient axis."""
+    corners = np.stack(np.meshgrid(*[(-0.5, n - 0.5) for n in size]), -1).reshape(-1, 3)
+    corners = corners @ lattice[:3, :3].T + lattice[:3, 3]
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    spacing = np.abs(lattice[:3, :3]).max(axis=1)
+    count = np.ceil((high - low) / spacing - 1e-6).astype(int)
+    origin = (low + high) / 2 - (count - 1) / 2 * spacing
+    return Grid(ints3(count), floats3(spacing), floats3(origin))
+
+
+def resample_lattice(
+    array: np.ndarray, lattice: np.ndarray, target: Grid, outside: float = AIR_HU
+) -> Volume:
+    """Linear resampling from any affine lattice, sheared ones included, which ITK images cannot
+    represent: the image is taken in index space and the lattice's inverse is the transform."""
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+    inverse = np.linalg.inv(lattice)
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix(inverse[:3, :3].ravel().tolist())
+    transform.SetTranslation(inverse[:3, 3].tolist())
+    resampled = sitk.Resample(
+        image,
+        target.size,
+        transform,
+        sitk.sitkLinear,
+        target.origin_mm,
+        target.spacing_mm,
+        target.direction,
+        outside,
+    )
+    return Volume(sitk.GetArrayFromImage(resampled).T, target)
+
+
+# --------------------------------------------------------------------- pixels
+
+
+def _pixels(slices: list[Slice]) -> np.ndarray:
+    """int16 HU (columns, rows, slices), decoded file by file."""
+    zyx = np.empty((len(slices), slices[0].rows, slices[0].columns), np.int16)
+    places = defaultdict(list)
+    for k, current in enumerate(slices):
+        places[current.path].append(k)
+    for ks in places.values():
+        for k, frame in zip(ks, _frames([slices[k] for k in ks]), strict=True):
+            zyx[k] = frame
+    return zyx.transpose(2, 1, 0)
+
+
+def _frames(slices: list[Slice]) -> Iterator[np.ndarray]:
+    """int16 HU (rows, columns) of slices that lie in one file.
+
+    Raises:
+        ValueError: no installed library decodes the file, or its pixels are not those its tags
+            announce.
+    """
+    path = slices[0].path
+    try:
+        dataset = pydicom.dcmread(path)
+        syntax = dataset.file_meta.TransferSyntaxUID
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            # Some writers pad pixel data to more than an even length: harmless.
+            warnings.filterwarnings("ignore", ".*excess padding.*")
+            if not syntax.is_compressed or syntax == RLELossless or len(slices) > 1:
+                stored, is_hounsfield = dataset.pixel_array, False
+            else:
+                stored, is_hounsfield = _decoded_by_itk(path), True
+    except MemoryError:
+        raise ValueError(f"{path.name}: too large to decode") from None
+    except Exception as error:  # decoders raise many kinds on damaged or unsupported pixels
+        reason = " ".join(str(error).split())[:160]
+        raise ValueError(
+            f"{path.name}: cannot be decoded, {_syntax_name(path)} ({reason})"
+        ) from None
+    stored = stored[None] if stored.ndim == 2 else stored
+    wanted = (int(dataset.get("NumberOfFrames", 1) or 1), slices[0].rows, slices[0].columns)
+    if stored.shape != wanted:
+        raise ValueError(f"{path.name}: pixels of shape {stored.shape}, its tags say {wanted}")
+    for current in slices:
+        values = stored[current.frame]
+        yield _to_hounsfield(values, current, _padding(dataset), is_hounsfield)
+
+
+def _decoded_by_itk(path: Path) -> np.ndarray:
+    """Pixels after rescale, by ITK's GDCM, which decodes all JPEG kinds. It tries its 8-bit JPEG
+    decoder before the 12-bit one and complains on stderr meanwhile; the result is right."""
+    saved = os.dup(2)
+    try:
+        with open(os.devnull, "w") as silence:  # noqa: PTH123
+            os.dup2(silence.fileno(), 2)
+            return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+    finally:
+        os.dup2(saved, 2)
+        os.close(saved)
+
+
+def _syntax_name(path: Path) -> str:
+    try:
+        uid = pydicom.filereader.read_file_meta_info(path).TransferSyntaxUID
+        return f"transfer syntax {uid.name}"
+    except Exception:
+        return "no transfer syntax named"
+
+
+def _padding(dataset: Dataset) -> tuple[float, float] | None:
+    """The range of stored values that stand for 'no pixel', PS3.3 C.7.5.1.1.2."""
+    value = dataset.get("PixelPaddingValue")
+    if value is None:
+        return None
+    limit = dataset.get("PixelPaddingRangeLimit", value)
+    low, high = sorted((int(value), int(limit if limit is not None else value)))
+    if dataset.get("PixelRepresentation") == 1 and high > 32767:
+        low, high = low - 65536, high - 65536
+    return low, high
+
+
+def _to_hounsfield(
+    values: np.ndarray, current: Slice, padding: tuple[float, float] | None, is_hounsfield: bool
+) -> np.ndarray:
+    slope, intercept = current.slope, current.intercept
+    if is_hounsfield:
+        hounsfield = values
+    elif slope == 1 and intercept == int(intercept):
+        hounsfield = values.astype(np.int32) + int(intercept)
+    else:
+        hounsfield = values * slope + intercept
+    result = np.clip(np.rint(hounsfield), AIR_HU, np.iinfo(np.int16).max).astype(np.int16)
+    if padding is not None:
+        low, high = sorted(bound * slope + intercept for bound in padding)
+        # Some writers name a value as padding that real tissue has; below air it cannot be tissue.
+        if high <= PADDING_BELOW_HU or low > MAX_HU:
+            result[(hounsfield >= low - 0.5) & (hounsfield <= high + 0.5)] = AIR_HU
+    return result
+
+
+def _implausible(array: np.ndarray) -> list[str]:
+    """Flags for values that are no HU: a CT of a body has air around or in it, and soft tissue."""
+    sample = array[::8, ::8, ::2]
+    low, high = int(sample.min()), int(sample.max())
+    if low > -500:
+        return [f"values from {low} to {high}: no air, are they Hounsfield units?"]
+    if high < 0:
+        return [
+            f"values from {low} to {high}: nothing as dense as water, are they Hounsfield units?"
+        ]
+    if not ((sample > -200) & (sample < 200)).mean() > 0.01:
+        return [f"values from {low} to {high}: no soft tissue, are they Hounsfield units?"]
+    return []

@@ -1,0 +1,160 @@
+"""From a patient's DICOM folder to the patient file's content: the pipeline of `processing.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from multipass.ct import CT, read_ct
+from multipass.patients import FORMAT
+from multipass.segmentation import Reference, read_reference
+from multipass.series import Found, SegHeader, Series, choose, find
+from multipass.structures import Structure
+from multipass.volume import Grid, Volume, upright
+from multipass.windows import (
+    body_box,
+    guarded,
+    joined,
+    pelvis_box,
+    scan_windows,
+    window_image,
+    window_over,
+)
+
+CT_FOLDER, SEG_FOLDER = "im_1", "im_3"
+
+Rules = Callable[[dict], Sequence[Structure]]
+
+
+def prepare_patient(
+    folder: Path, root: Path, series_uid: str | None = None, rules: Rules | None = None
+) -> tuple[dict, dict]:
+    """Read a patient's CT and SEG and lay both windows over them.
+
+    Args:
+        folder: the patient's folder; CT in im_1 and SEG in im_3 where these exist, else anywhere
+            below it.
+        root: the cohort's folder, to which the file's `source` path is relative.
+        series_uid: the CT series to take instead of the chosen one.
+        rules: from a segment's attributes to structures, see `read_reference`.
+
+    Returns:
+        (the patient file's dict, the report's facts).
+
+    Raises:
+        ValueError: what is wrong with this patient, in one sentence.
+    """
+    found = find_images(folder)
+    if not found.seg:
+        raise ValueError(f"no DICOM SEG in {_where(folder, SEG_FOLDER)}")
+    referred = {header.series_uid for header in found.seg} - {""}
+    series, others = choose(found, series_uid, min(referred, default=""))
+    headers, notes = _fitting(found.seg, series)
+    ct = read_ct(series)
+    volume = upright(ct.volume)
+    reference = read_reference(headers, volume.grid, rules)
+    scan, pelvis = _windows(volume, reference)
+    patient = {
+        "format": FORMAT,
+        "patient_id": folder.name,
+        "structures": [{**s.structure.to_dict(), "status": s.status} for s in reference.segments],
+        **_view(volume, reference, window_over(guarded(pelvis))),
+        "scan": _view(volume, reference, scan),
+        "source": _source(folder, root, series, headers, ct),
+    }
+    left_out = [f"{other}: {reason}" for other, reason in others]
+    notes += [*ct.notes, *reference.notes, *(f"left out {text}" for text in left_out)]
+    return patient, _facts(series, ct.volume.grid, reference, notes)
+
+
+def find_images(folder: Path) -> Found:
+    """The patient's DICOM files: im_1 and im_3 where they exist (im_2 holds landmarks)."""
+    parts = [folder / name for name in (CT_FOLDER, SEG_FOLDER) if (folder / name).is_dir()]
+    return find(parts or folder)
+
+
+def _where(folder: Path, part: str) -> str:
+    return f"{folder.name}/{part}" if (folder / CT_FOLDER).is_dir() else folder.name
+
+
+def _fitting(headers: list[SegHeader], series: Series) -> tuple[list[SegHeader], list[str]]:
+    """The SEG files that belong to the series, and a note for each that does not.
+
+    Raises:
+        ValueError: none does.
+    """
+    fitting, notes = [], []
+    for header in headers:
+        same_series = header.series_uid in ("", series.uid)
+        frame = header.frame_of_reference_uid
+        same_frame = not frame or frame == series.frame_of_reference_uid
+        if same_frame and same_series:
+            fitting.append(header)
+        else:
+            what = "another series" if same_frame else "another frame of reference"
+            notes.append(f"{header.path.name} belongs to {what}")
+    if not fitting:
+        raise ValueError(f"{notes[0]} than {series}")
+    return fitting, notes
+
+
+def _windows(volume: Volume, reference: Reference) -> tuple[Grid, np.ndarray]:
+    """The scan window to store, and the pelvis box of the reference.
+
+    A scan taller than one window has several; the one that holds most of the reference is stored.
+    """
+    windows = scan_windows(body_box(volume))
+    foregrounds = [
+        reference.fractions(window).sum(axis=0, dtype=np.float32) / 255 for window in windows
+    ]
+    fullest = max(range(len(windows)), key=lambda k: foregrounds[k].sum())
+    box = pelvis_box(joined(windows, foregrounds), volume.grid.box_mm())
+    return windows[fullest], box if box is not None else windows[fullest].box_mm()
+
+
+def _view(volume: Volume, reference: Reference, window: Grid) -> dict:
+    fractions = reference.fractions(window)
+    background = 255 - np.minimum(fractions.sum(axis=0, dtype=np.uint16), 255)
+    ranked = np.concatenate([background[None].astype(np.uint8), fractions])
+    return {
+        "image": window_image(volume, window).astype(np.float16),
+        "label": ranked.argmax(axis=0).astype(np.uint8),
+        "fractions": fractions,
+        "window": {
+            "origin_mm": list(window.origin_mm),
+            "spacing_mm": list(window.spacing_mm),
+        },
+    }
+
+
+def _source(folder: Path, root: Path, series: Series, headers: list[SegHeader], ct: CT) -> dict:
+    """Where the patient came from, and the grid that a mask has to go back to."""
+    grid = ct.volume.grid
+    return {
+        "path": folder.relative_to(root).as_posix(),
+        "study_uid": series.study_uid,
+        "series_uid": series.uid,
+        "frame_of_reference_uid": series.frame_of_reference_uid,
+        "seg_uids": [header.uid for header in headers],
+        "size": list(grid.size),
+        "spacing_mm": list(grid.spacing_mm),
+        "origin_mm": list(grid.origin_mm),
+        "direction": list(grid.direction),
+    }
+
+
+def _facts(series: Series, grid: Grid, reference: Reference, notes: list[str]) -> dict:
+    voxel_ml = reference.grid.voxel_ml
+    return {
+        "series_uid": series.uid,
+        "position": series.patient_position,
+        "size": " x ".join(map(str, grid.size)),
+        "spacing_mm": " x ".join(f"{v:.3g}" for v in grid.spacing_mm),
+        "structures": "; ".join(
+            f"{s.structure.name} {s.status} {float(s.mask.sum(dtype=np.float64)) * voxel_ml:.1f} mL"
+            for s in reference.segments
+        ),
+        "notes": "; ".join(notes),
+    }

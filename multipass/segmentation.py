@@ -1,0 +1,366 @@
+"""DICOM SEG in: dcmqi's `segimage2itkimage`, placed on the CT's grid, as structures."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import SimpleITK as sitk
+from scipy import ndimage
+
+from multipass.series import SegHeader
+from multipass.structures import Structure, identify, ordered
+from multipass.volume import Grid, Volume, axis_order, from_sitk, ints3, resample, resample_oblique
+from multipass.volume import upright as to_upright
+
+BACKGROUND = ("DCM", "125040")
+# Grids whose voxels drift apart by less than this over their whole size are the same grid.
+CONGRUENT_VOXELS = 0.1
+# Thirds and fifths of a voxel do not add up to 1 in float32.
+SHARE_TOLERANCE = 1e-5
+# Reading a SEG of 844 frames takes about 10 s; beyond this dcmqi hangs.
+DCMQI_TIMEOUT_S = 600
+
+Identify = Callable[[dict], Sequence[Structure]]
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One structure's mask on the CT's grid, cropped to its bounding box.
+
+    Attributes:
+        start: index of the crop's first voxel in the CT's grid.
+        mask: bool, or float32 fractions in [0, 1] where the SEG is FRACTIONAL or segments overlap.
+        status: 'complete', 'cut' (touches the scan's border) or 'empty'.
+    """
+
+    structure: Structure
+    start: tuple[int, int, int]
+    mask: np.ndarray
+    status: str
+
+    @property
+    def span(self) -> tuple[slice, slice, slice]:
+        x, y, z = (slice(s, s + n) for s, n in zip(self.start, self.mask.shape, strict=True))
+        return x, y, z
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The segmentation of a scan, on the scan's upright grid.
+
+    Attributes:
+        segments: in the structure table's order, disjoint or sharing voxels by fractions.
+        notes: overlaps and parts outside of the scan, for the report.
+    """
+
+    grid: Grid
+    segments: tuple[Segment, ...]
+    notes: tuple[str, ...]
+
+    def fractions(self, window: Grid) -> np.ndarray:
+        """uint8 (K, 128, 128, 72): 255 times the part of each window voxel that is structure k."""
+        result = np.zeros((len(self.segments), *window.size), np.uint8)
+        for k, segment in enumerate(self.segments):
+            if segment.mask.size:
+                grid = self.grid.cropped(segment.start, ints3(segment.mask.shape))
+                part = resample(Volume(segment.mask, grid), window)
+                result[k] = np.rint(np.clip(part, 0, 1) * 255)
+        return result
+
+    def labels(self) -> np.ndarray:
+        """uint8 (X, Y, Z): 1 + k where structure k has the largest part of the voxel, 0 where the
+        background has; the lower value on ties."""
+        labels = np.zeros(self.grid.size, np.uint8)
+        if all(segment.mask.dtype == bool for segment in self.segments):
+            for k, segment in enumerate(self.segments):
+                labels[segment.span][segment.mask] = 1 + k
+            return labels
+        strongest = np.ones(self.grid.size, np.float32)
+        for segment in self.segments:
+            strongest[segment.span] -= segment.mask
+        for k, segment in enumerate(self.segments):
+            wins = segment.mask > strongest[segment.span] + SHARE_TOLERANCE
+            labels[segment.span][wins] = 1 + k
+            strongest[segment.span][wins] = segment.mask[wins]
+        return labels
+
+
+def dcmqi_command(name: str) -> str:
+    """The path of a dcmqi command: beside the running Python first, then on PATH.
+
+    Raises:
+        ValueError: it is installed in neither place.
+    """
+    beside = shutil.which(name, path=str(Path(sys.executable).parent))
+    found = beside or shutil.which(name)
+    if found is None:
+        raise ValueError(f"dcmqi's {name} was not found: pip install -r requirements.txt")
+    return found
+
+
+def run_dcmqi(name: str, *arguments: str) -> str:
+    """Run a dcmqi command and return what it printed.
+
+    Raises:
+        ValueError: it failed or hung; the sentence carries its own last error.
+    """
+    command = [dcmqi_command(name), *arguments]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=DCMQI_TIMEOUT_S)
+    except subprocess.TimeoutExpired:
+        raise ValueError(f"dcmqi's {name} did not end within {DCMQI_TIMEOUT_S} s") from None
+    printed = done.stdout + done.stderr
+    if done.returncode != 0:
+        lines = [line for line in printed.splitlines() if "rror" in line or "FATAL" in line]
+        reason = lines[-1].strip() if lines else f"exit code {done.returncode}"
+        raise ValueError(f"dcmqi's {name} refused the file: {reason}")
+    return printed
+
+
+def read_reference(
+    headers: Sequence[SegHeader], grid: Grid, rules: Identify | None = None
+) -> Reference:
+    """Read the SEG files of one scan.
+
+    Args:
+        headers: one or more files; a structure may lie in one of them only.
+        grid: the scan's upright grid.
+        rules: from a segment's attributes (dcmqi's meta.json) to structures: none to leave it out,
+            two to split it at its midline. By default its codes and label tell, see `identify`.
+
+    Raises:
+        ValueError: a file cannot be read, a structure lies twice, nothing lies in the scan, left
+            and right are swapped.
+    """
+    pieces: dict[Structure, list[tuple[tuple[int, int, int], np.ndarray]]] = {}
+    notes: list[str] = []
+    for header in headers:
+        owned = set(pieces)
+        for attributes, mask in _converted(header.path):
+            label = attributes.get("SegmentLabel", "")
+            placed, outside = _placed(mask, grid)
+            if outside:
+                notes.append(f"'{label}' lies outside the scan with {outside:.1%} of its voxels")
+            for structure, piece in _split((rules or by_codes)(attributes), placed):
+                if structure in owned:
+                    raise ValueError(f"{structure.name} lies in two segmentation files")
+                pieces.setdefault(structure, []).append(piece)
+    names = ordered(list(pieces))
+    segments = [_merged(s, pieces[s], grid) for s in names]
+    if not any(segment.mask.size for segment in segments):
+        raise ValueError("the segmentation has no voxel inside the scan")
+    segments, shared = _share_overlaps(segments, grid)
+    if shared:
+        notes.append(f"segments overlap in {shared} voxels, shared equally")
+    _check_sides(segments, grid)
+    return Reference(grid, tuple(segments), tuple(notes))
+
+
+def by_codes(attributes: dict) -> list[Structure]:
+    """The structure that a segment's codes and label stand for; none for Background."""
+    code = attributes.get("SegmentedPropertyTypeCodeSequence", {})
+    modifier = attributes.get("SegmentedPropertyTypeModifierCodeSequence", {})
+    scheme, value = code.get("CodingSchemeDesignator", ""), code.get("CodeValue", "")
+    if (scheme, value) == BACKGROUND:
+        return []
+    modifiers = [modifier.get("CodeValue", ""), modifier.get("CodeMeaning", "")]
+    label = attributes.get("SegmentLabel") or attributes.get("SegmentDescription") or ""
+    return [identify(scheme, value, code.get("CodeMeaning", ""), modifiers, label)]
+
+
+# ---------------------------------------------------------------- conversion
+
+
+def _converted(path: Path) -> list[tuple[dict, Volume]]:
+    """The file's segments: attributes and mask (bool, or float32 in [0, 1] if FRACTIONAL), each
+    cropped to its bounding box, on the SEG's own grid in LPS order."""
+    maximum = _fractional_maximum(path)
+    converted = []
+    with tempfile.TemporaryDirectory(prefix="multipass_") as folder:
+        arguments = ["--inputDICOM", str(path), "--outputDirectory", folder]
+        run_dcmqi(
+            "segimage2itkimage", *arguments, "--prefix", "seg", "-t", "nrrd", "--mergeSegments"
+        )
+        meta_path = Path(folder) / "seg-meta.json"
+        if not meta_path.exists():
+            raise ValueError(f"{path.name}: dcmqi wrote no segment")
+        groups = json.loads(meta_path.read_text(encoding="utf-8", errors="replace"))
+        for number, group in enumerate(groups.get("segmentAttributes", []), 1):
+            image_path = Path(folder) / f"seg-{number}.nrrd"
+            if not image_path.exists():
+                raise ValueError(f"{path.name}: dcmqi wrote no image for segment group {number}")
+            volume = _upright_labels(from_sitk(sitk.ReadImage(str(image_path))))
+            spans = ndimage.find_objects(volume.array) if maximum is None else []
+            for attributes in group:
+                converted.append((attributes, _one_segment(volume, attributes, spans, maximum)))
+    return converted
+
+
+def _fractional_maximum(path: Path) -> int | None:
+    tags = ["SegmentationType", "MaximumFractionalValue"]
+    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+    if header.get("SegmentationType") != "FRACTIONAL":
+        return None
+    return int(header.get("MaximumFractionalValue", 255)) or 255
+
+
+def _upright_labels(volume: Volume) -> Volume:
+    return volume if axis_order(volume.grid) is None else to_upright(volume)
+
+
+def _one_segment(volume: Volume, attributes: dict, spans: list, maximum: int | None) -> Volume:
+    if maximum is not None:
+        values = volume.array.astype(np.float32) / maximum
+        found = ndimage.find_objects((values > 0).astype(np.uint8))
+        span = found[0] if found else None
+    else:
+        label = int(attributes["labelID"])
+        span = spans[label - 1] if 0 < label <= len(spans) else None
+        values = volume.array
+    if span is None:
+        return Volume(np.zeros((0, 0, 0), bool), volume.grid)
+    grid = volume.grid.cropped(ints3(s.start for s in span), ints3(s.stop - s.start for s in span))
+    crop = values[span]
+    return Volume(crop if maximum is not None else crop == label, grid)
+
+
+# ----------------------------------------------------------------- placement
+
+
+def _placed(mask: Volume, grid: Grid) -> tuple[tuple[tuple[int, int, int], np.ndarray], float]:
+    """The mask on the scan's grid as (start, array), and the part of it that lies outside."""
+    nothing = ((0, 0, 0), np.zeros((0, 0, 0), bool))
+    if not mask.array.size:
+        return nothing, 0.0
+    offset = _congruent_offset(mask.grid, grid)
+    if offset is None:
+        start, array = _resampled(mask, grid)
+    else:
+        start, array = offset, mask.array
+    low = np.maximum(start, 0)
+    high = np.minimum(np.add(start, array.shape), grid.size)
+    if (high <= low).any():
+        return nothing, 1.0
+    inside = array[tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))]
+    total = float(array.sum())
+    return (ints3(low), inside), 1 - float(inside.sum()) / total if total else 0.0
+
+
+def _congruent_offset(grid: Grid, target: Grid) -> tuple[int, int, int] | None:
+    """The index of `grid`'s first voxel in `target` where their voxels coincide, else None."""
+    if axis_order(grid) is None:
+        return None
+    size, spacing = np.asarray(grid.size), np.asarray(target.spacing_mm)
+    drift = np.abs(np.subtract(grid.spacing_mm, spacing)) * (size - 1) / spacing
+    index = np.subtract(grid.origin_mm, target.origin_mm) / spacing
+    off = np.abs(index - np.rint(index))
+    return ints3(np.rint(index)) if (drift + off).max() < CONGRUENT_VOXELS else None
+
+
+def _resampled(mask: Volume, grid: Grid) -> tuple[tuple[int, int, int], np.ndarray]:
+    """The mask, linearly interpolated and cut at one half, on the part of `grid` around it."""
+    low, high = mask.grid.box_mm()
+    origin, spacing = np.asarray(grid.origin_mm), np.asarray(grid.spacing_mm)
+    start = np.maximum(np.floor((low - origin) / spacing), 0).astype(int)
+    stop = np.minimum(np.ceil((high - origin) / spacing) + 1, grid.size).astype(int)
+    if (stop <= start).any():
+        return ints3(grid.size), mask.array
+    target = grid.cropped(ints3(start), ints3(stop - start))
+    padded = Volume(
+        np.pad(mask.array.astype(np.float32), 1),
+        mask.grid.cropped((-1, -1, -1), ints3(np.add(mask.grid.size, 2))),
+    )
+    values = resample_oblique(padded, target, 0.0).array
+    return ints3(start), values >= 0.5 if mask.array.dtype == bool else values
+
+
+def _split(structures: Sequence[Structure], piece):
+    """The pieces of one segment: itself, or halves at its midline for a (left, right) pair."""
+    if len(structures) != 2:
+        return [(structure, piece) for structure in structures]
+    (x, y, z), mask = piece
+    middle = mask.shape[0] // 2
+    halves = {"right": ((x, y, z), mask[:middle]), "left": ((x + middle, y, z), mask[middle:])}
+    return [(structure, halves[structure.side]) for structure in structures]
+
+
+def _merged(structure: Structure, pieces: list, grid: Grid) -> Segment:
+    """One segment of all pieces that name the same structure, with its status."""
+    pieces = [piece for piece in pieces if piece[1].size]
+    if not pieces:
+        return Segment(structure, (0, 0, 0), np.zeros((0, 0, 0), bool), "empty")
+    start, mask = pieces[0]
+    if len(pieces) > 1:
+        low = np.min([s for s, _ in pieces], axis=0)
+        high = np.max([np.add(s, m.shape) for s, m in pieces], axis=0)
+        mask = np.zeros(high - low, np.result_type(*[m for _, m in pieces]))
+        for s, m in pieces:
+            span = tuple(slice(a, a + n) for a, n in zip(s - low, m.shape, strict=True))
+            np.maximum(mask[span], m, out=mask[span])
+        start = ints3(low)
+    at_border = (np.asarray(start) == 0) | (np.add(start, mask.shape) == grid.size)
+    return Segment(structure, start, mask, "cut" if at_border.any() else "complete")
+
+
+def _share_overlaps(segments: list[Segment], grid: Grid) -> tuple[list[Segment], int]:
+    """Divide each voxel that several segments claim equally (or in proportion, if fractional)."""
+    filled = [s for s in segments if s.mask.size]
+    low = np.min([s.start for s in filled], axis=0)
+    high = np.max([np.add(s.start, s.mask.shape) for s in filled], axis=0)
+    fractional = any(s.mask.dtype != bool for s in filled)
+    total = np.zeros(high - low, np.float32 if fractional else np.uint8)
+    local = {}
+    for segment in filled:
+        x, y, z = (slice(s.start - o, s.stop - o) for s, o in zip(segment.span, low, strict=True))
+        local[segment.structure] = (x, y, z)
+        total[x, y, z] += segment.mask
+    shared = int(np.count_nonzero(total > (1 + SHARE_TOLERANCE if fractional else 1)))
+    if not shared:
+        return segments, 0
+    result = []
+    for segment in segments:
+        if segment.mask.size:
+            claims = np.maximum(total[local[segment.structure]], 1)
+            if (claims[segment.mask > 0] > 1).any():
+                segment = replace(segment, mask=segment.mask.astype(np.float32) / claims)
+        result.append(segment)
+    return result, shared
+
+
+def _check_sides(segments: list[Segment], grid: Grid) -> None:
+    """LPS x grows to the patient's left, so each left structure lies at a larger x than its right
+    partner, and than the structures without a side.
+
+    Raises:
+        ValueError: it does not.
+    """
+    centres: dict[str, list[tuple[float, str]]] = {"left": [], "right": [], "": []}
+    for segment in segments:
+        if segment.mask.size:
+            weights = segment.mask.sum(axis=(1, 2), dtype=np.float64)
+            index = float(weights @ np.arange(len(weights)) / weights.sum()) + segment.start[0]
+            x = grid.origin_mm[0] + index * grid.spacing_mm[0]
+            centres[segment.structure.side].append((x, segment.structure.name))
+    for left_x, left_name in centres["left"]:
+        for right_x, right_name in centres["right"] + centres[""]:
+            if left_x < right_x:
+                raise ValueError(
+                    f"{left_name} lies {right_x - left_x:.0f} mm to the patient's right of the "
+                    f"{right_name}: left and right are swapped"
+                )
+    for right_x, right_name in centres["right"]:
+        for middle_x, middle_name in centres[""]:
+            if right_x > middle_x:
+                raise ValueError(
+                    f"{right_name} lies to the patient's left of the {middle_name}: left and right "
+                    "are swapped"
+                )

@@ -1,0 +1,348 @@
+"""DICOM series in a folder: finding them, describing them by their headers, choosing the CT.
+
+No pixel is read here. A file is admitted by its tags; what is not admitted is kept with its reason.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pydicom
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import (
+    CTImageStorage,
+    EnhancedCTImageStorage,
+    LegacyConvertedEnhancedCTImageStorage,
+)
+
+MULTIFRAME_CT = {EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage}
+CT_CLASSES = {CTImageStorage, *MULTIFRAME_CT}
+MIN_SLICES = 3
+# Within 45 degrees of the patient's long axis.
+AXIAL_COSINE = math.cos(math.radians(45))
+
+_HEADER_TAGS = [
+    *("SOPClassUID", "SOPInstanceUID", "Modality", "ImageType", "SeriesInstanceUID"),
+    *("StudyInstanceUID", "FrameOfReferenceUID", "SeriesDescription", "SeriesNumber"),
+    *("PatientID", "PatientPosition", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"),
+    *("PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient"),
+    *("RescaleSlope", "RescaleIntercept", "SharedFunctionalGroupsSequence"),
+    *("PerFrameFunctionalGroupsSequence", "ReferencedSeriesSequence", "SegmentationType"),
+]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One CT slice: a file, or a frame of a multi-frame file.
+
+    Attributes:
+        row_step_mm, column_step_mm: PixelSpacing, between rows and between columns.
+        position_mm: ImagePositionPatient, the centre of the first pixel.
+        orientation: ImageOrientationPatient, (6,) along a row, then down a column.
+        slope, intercept: rescale to HU; they may differ between slices.
+    """
+
+    path: Path
+    frame: int
+    sop_uid: str
+    rows: int
+    columns: int
+    row_step_mm: float
+    column_step_mm: float
+    position_mm: tuple[float, float, float]
+    orientation: tuple[float, ...]
+    slope: float
+    intercept: float
+
+    @property
+    def normal(self) -> np.ndarray:
+        row, column = np.asarray(self.orientation[:3]), np.asarray(self.orientation[3:])
+        return np.cross(row, column)
+
+
+@dataclass(frozen=True)
+class Series:
+    """A CT series' header facts, and why some of its files were not admitted."""
+
+    uid: str
+    study_uid: str
+    frame_of_reference_uid: str
+    image_type: tuple[str, ...]
+    description: str
+    number: int
+    patient_id: str
+    patient_position: str
+    slices: tuple[Slice, ...]
+    refused: tuple[str, ...] = ()
+
+    @property
+    def is_original(self) -> bool:
+        return "DERIVED" not in self.image_type and "SECONDARY" not in self.image_type
+
+    @property
+    def is_axial(self) -> bool:
+        return bool(self.slices) and abs(self.slices[0].normal[2]) > AXIAL_COSINE
+
+    def __str__(self) -> str:
+        return f"series {self.number} '{self.description}' ({len(self.slices)} slices)"
+
+
+@dataclass(frozen=True)
+class SegHeader:
+    """A DICOM SEG file's references."""
+
+    path: Path
+    uid: str
+    series_uid: str
+    frame_of_reference_uid: str
+
+
+@dataclass
+class Found:
+    """What a folder holds: CT series, SEG files, and all else with the reason to leave it."""
+
+    ct: list[Series] = field(default_factory=list)
+    seg: list[SegHeader] = field(default_factory=list)
+    left_out: list[tuple[str, str]] = field(default_factory=list)
+
+
+def find(folders: Path | Iterable[Path]) -> Found:
+    """Read the headers of all files below the folders and sort them into series."""
+    folders = [folders] if isinstance(folders, Path) else list(folders)
+    found = Found()
+    groups: dict[tuple[str, bool], list[tuple[Path, Dataset]]] = defaultdict(list)
+    for path in sorted(p for folder in folders for p in folder.rglob("*") if p.is_file()):
+        if path.name == "DICOMDIR" or path.name.startswith("."):
+            continue
+        try:
+            header = read_header(path)
+        except ValueError as error:
+            found.left_out.append((path.name, str(error)))
+            continue
+        if header.get("Modality") == "SEG":
+            found.seg.append(_seg_header(path, header))
+        elif header.get("SOPClassUID") in CT_CLASSES and header.get("Modality") == "CT":
+            localizer = "LOCALIZER" in _image_type(header)
+            groups[str(header.get("SeriesInstanceUID", "")), localizer].append((path, header))
+        else:
+            what = f"{header.get('Modality', 'no modality')}, not a CT image"
+            found.left_out.append((path.name, what))
+    found.ct = [_series(uid, members) for (uid, _), members in sorted(groups.items())]
+    return found
+
+
+def read_header(path: Path) -> Dataset:
+    """The tags that this module needs.
+
+    Raises:
+        ValueError: the file is not DICOM or its header is damaged.
+    """
+    try:
+        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER_TAGS)
+    except InvalidDicomError:
+        raise ValueError("not a DICOM file") from None
+    except Exception as error:  # pydicom raises many kinds on damaged files
+        raise ValueError(f"damaged DICOM header ({_short(error)})") from None
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__
+
+
+def _image_type(header: Dataset) -> tuple[str, ...]:
+    value = header.get("ImageType") or ()
+    return (value,) if isinstance(value, str) else tuple(str(v).upper() for v in value)
+
+
+def _seg_header(path: Path, header: Dataset) -> SegHeader:
+    references = header.get("ReferencedSeriesSequence") or [Dataset()]
+    return SegHeader(
+        path,
+        str(header.get("SOPInstanceUID", "")),
+        str(references[0].get("SeriesInstanceUID", "")),
+        str(header.get("FrameOfReferenceUID", "")),
+    )
+
+
+def _series(uid: str, members: list[tuple[Path, Dataset]]) -> Series:
+    slices: list[Slice] = []
+    refused: list[str] = []
+    for path, header in members:
+        try:
+            slices += _slices(path, header)
+        except ValueError as error:
+            refused.append(f"{path.name}: {error}")
+        except Exception as error:  # malformed values surface as many kinds
+            refused.append(f"{path.name}: damaged header ({_short(error)})")
+    first = members[0][1]
+    number = str(first.get("SeriesNumber", "") or "")
+    return Series(
+        uid=uid,
+        study_uid=str(first.get("StudyInstanceUID", "")),
+        frame_of_reference_uid=str(first.get("FrameOfReferenceUID", "")),
+        image_type=_image_type(first),
+        description=str(first.get("SeriesDescription", "") or ""),
+        number=int(number) if number.isdecimal() else 0,
+        patient_id=str(first.get("PatientID", "") or ""),
+        patient_position=str(first.get("PatientPosition", "") or ""),
+        slices=tuple(slices),
+        refused=tuple(refused),
+    )
+
+
+def _slices(path: Path, header: Dataset) -> list[Slice]:
+    """The file's slices, admitted by their tags.
+
+    Raises:
+        ValueError: a tag that places the pixels in the patient is absent or impossible.
+    """
+    if int(header.get("SamplesPerPixel", 1)) != 1:
+        raise ValueError(f"{header.SamplesPerPixel} samples a pixel, a colour image")
+    frames = int(header.get("NumberOfFrames", 1) or 1)
+    if header.SOPClassUID not in MULTIFRAME_CT:
+        if frames != 1:
+            raise ValueError(f"{frames} frames in a single-frame CT image")
+        return [_slice(path, 0, header, [header])]
+    per_frame = header.get("PerFrameFunctionalGroupsSequence") or []
+    if len(per_frame) != frames:
+        raise ValueError(f"{frames} frames, but places for {len(per_frame)}")
+    shared = list(header.get("SharedFunctionalGroupsSequence") or [])
+    return [
+        _slice(path, k, header, [_group_items(item, shared)]) for k, item in enumerate(per_frame)
+    ]
+
+
+_GROUPS = {
+    "PixelMeasuresSequence": ("PixelSpacing",),
+    "PlanePositionSequence": ("ImagePositionPatient",),
+    "PlaneOrientationSequence": ("ImageOrientationPatient",),
+    "PixelValueTransformationSequence": ("RescaleSlope", "RescaleIntercept"),
+}
+
+
+def _group_items(frame: Dataset, shared: list[Dataset]) -> Dataset:
+    """A frame's functional groups (PS3.3 C.7.6.16.2) as if they were a single image's tags."""
+    flat = Dataset()
+    for group, keywords in _GROUPS.items():
+        for owner in (frame, *shared):
+            items = owner.get(group)
+            if items:
+                for keyword in keywords:
+                    if keyword in items[0]:
+                        setattr(flat, keyword, items[0][keyword].value)
+                break
+    return flat
+
+
+def _slice(path: Path, frame: int, header: Dataset, owners: list[Dataset]) -> Slice:
+    tags = owners[0]
+    rows, columns = int(header.get("Rows", 0)), int(header.get("Columns", 0))
+    if rows < 2 or columns < 2:
+        raise ValueError(f"an image of {columns} x {rows} pixels")
+    spacing = _numbers(tags, "PixelSpacing", 2)
+    position = _numbers(tags, "ImagePositionPatient", 3)
+    orientation = _numbers(tags, "ImageOrientationPatient", 6)
+    if min(spacing) <= 0:
+        raise ValueError(f"PixelSpacing {spacing}")
+    row, column = np.asarray(orientation[:3]), np.asarray(orientation[3:])
+    lengths = np.linalg.norm(row), np.linalg.norm(column)
+    if max(abs(length - 1) for length in lengths) > 1e-3 or abs(row @ column) > 1e-3:
+        raise ValueError(f"ImageOrientationPatient {orientation} is no pair of unit vectors")
+    slope = float(tags.get("RescaleSlope", 1) if tags.get("RescaleSlope") is not None else 1)
+    intercept = float(tags.get("RescaleIntercept") or 0)
+    if not math.isfinite(slope) or not math.isfinite(intercept) or slope == 0:
+        raise ValueError(f"rescale slope {slope}, intercept {intercept}")
+    return Slice(
+        path=path,
+        frame=frame,
+        sop_uid=str(header.get("SOPInstanceUID", "")),
+        rows=rows,
+        columns=columns,
+        row_step_mm=spacing[0],
+        column_step_mm=spacing[1],
+        position_mm=(position[0], position[1], position[2]),
+        orientation=tuple(np.concatenate([row / lengths[0], column / lengths[1]]).tolist()),
+        slope=slope,
+        intercept=intercept,
+    )
+
+
+def _numbers(tags: Dataset, keyword: str, count: int) -> list[float]:
+    value = tags.get(keyword)
+    values = [] if value is None else [float(v) for v in np.atleast_1d(value)]
+    if len(values) != count or not all(map(math.isfinite, values)):
+        raise ValueError(f"no {keyword}" if not values else f"{keyword} {values}")
+    return values
+
+
+def choose(
+    found: Found, wanted_uid: str | None = None, referred_uid: str = ""
+) -> tuple[Series, list[tuple[Series, str]]]:
+    """Choose one CT series, and say of each other why not.
+
+    In this order: the one asked for; the one that the SEG refers to; originals before derived and
+    secondary images; axial before other planes; most slices; lowest series number, then UID.
+
+    Raises:
+        ValueError: no series qualifies.
+    """
+    if wanted_uid is not None:
+        candidates = [s for s in found.ct if s.uid == wanted_uid and not _unfit(s)]
+        if not candidates:
+            raise ValueError(f"no CT series with UID {wanted_uid} here")
+    else:
+        candidates = [s for s in found.ct if not _unfit(s)]
+        if not candidates:
+            raise ValueError(_nothing_fits(found))
+    chosen = min(candidates, key=lambda s: _rank(s, referred_uid))
+    return chosen, [
+        (s, _unfit(s) or _why_not(s, chosen, referred_uid)) for s in found.ct if s is not chosen
+    ]
+
+
+def _unfit(series: Series) -> str:
+    if "LOCALIZER" in series.image_type:
+        return "a localizer"
+    if len(series.slices) < MIN_SLICES:
+        reason = f"{len(series.slices)} slices, at least {MIN_SLICES} are needed"
+        return f"{reason} ({series.refused[0]})" if series.refused else reason
+    return ""
+
+
+def _rank(series: Series, referred_uid: str) -> tuple:
+    return (
+        series.uid != referred_uid,
+        not series.is_original,
+        not series.is_axial,
+        -len(series.slices),
+        series.number,
+        series.uid,
+    )
+
+
+def _why_not(series: Series, chosen: Series, referred_uid: str) -> str:
+    if chosen.uid == referred_uid:
+        return "the segmentation refers to another series"
+    if not series.is_original and chosen.is_original:
+        return "derived"
+    if not series.is_axial and chosen.is_axial:
+        return "not axial"
+    if len(series.slices) < len(chosen.slices):
+        return f"fewer slices than series {chosen.number}"
+    return f"as good as series {chosen.number}, which comes first"
+
+
+def _nothing_fits(found: Found) -> str:
+    if found.ct:
+        return "; ".join(f"{series}: {_unfit(series)}" for series in found.ct[:3])
+    if found.left_out:
+        name, reason = found.left_out[0]
+        more = len(found.left_out) - 1
+        return f"no CT image here ({name}: {reason}{f'; {more} more files' if more else ''})"
+    return "no DICOM file here"

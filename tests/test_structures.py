@@ -1,0 +1,57 @@
+"""Identity of structures: codes, sides, partners."""
+
+from __future__ import annotations
+
+import pytest
+
+from multipass.structures import PELVIS, Structure, identify, mirror_partners, ordered
+
+HIP = ("SCT", "29836001", "Hip")
+
+
+@pytest.mark.parametrize(
+    ("modifiers", "meaning", "label", "side"),
+    [
+        (["7771000", "Left"], "Hip", "whatever", "left"),
+        (["24028007", "Right"], "Hip", "left over from a test", "right"),
+        ([], "Right hip", "", "right"),
+        ([], "Hip", "Hip L", "left"),
+        ([], "Hip", "hip_r", "right"),
+        ([], "Hip", "höger höftben", "right"),
+        ([], "Hip", "vänster höftben", "left"),
+    ],
+)
+def test_side_comes_from_modifier_then_code_then_label(modifiers, meaning, label, side):
+    structure = identify("SCT", "29836001", meaning, modifiers, label)
+    assert structure == PELVIS[0 if side == "left" else 1]
+
+
+def test_a_hip_without_side_is_refused():
+    with pytest.raises(ValueError, match="left or right"):
+        identify(*HIP, [], "hip bone")
+    with pytest.raises(ValueError, match="left or right"):
+        identify(*HIP, [], "left and right hip")
+
+
+def test_retired_codes_are_known():
+    assert identify("SRT", "T-12710", "Femur", ["Left"], "") == PELVIS[3]
+
+
+def test_a_further_structure_keeps_its_code():
+    lumbar = identify("SCT", "49668003", "L5 vertebra", [], "L5")
+    assert lumbar.key == ("SCT", "49668003", "")
+    assert lumbar.name == "l5 vertebra"
+    muscle = identify("SCT", "78333006", "Gluteus medius muscle", ["7771000"], "gm")
+    assert muscle.name == "left gluteus medius muscle"
+    assert ordered([muscle, *reversed(PELVIS), lumbar]) == [*PELVIS, lumbar, muscle]
+
+
+def test_partners_are_each_others():
+    partners = mirror_partners(PELVIS)
+    assert partners == [1, 0, 2, 4, 3]
+    assert mirror_partners(PELVIS[1:]) == [0, 1, 3, 2]
+
+
+def test_dict_round_trip():
+    for structure in PELVIS:
+        assert Structure.from_dict(structure.to_dict()) == structure

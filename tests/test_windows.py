@@ -1,0 +1,116 @@
+"""Windows over boxes: body, scan windows, pelvis box, guard."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from multipass.volume import Grid, Volume
+from multipass.windows import (
+    GRID_SIZE,
+    MAX_SCAN_WINDOW_MM,
+    SCAN_WINDOW_OVERLAP_MM,
+    body_box,
+    guarded,
+    joined,
+    pelvis_box,
+    scan_windows,
+    unguarded,
+    window_image,
+    window_over,
+)
+
+BOX = np.array([[-150.0, -100.0, -400.0], [180.0, 120.0, 50.0]])
+
+
+def test_window_fills_its_box():
+    window = window_over(BOX)
+    assert window.size == GRID_SIZE
+    np.testing.assert_allclose(window.box_mm(), BOX)
+
+
+def test_guard_round_trip():
+    np.testing.assert_allclose(unguarded(guarded(BOX)), BOX)
+    grown = guarded(BOX)[1] - guarded(BOX)[0]
+    np.testing.assert_allclose(grown, 1.2 * (BOX[1] - BOX[0]))
+
+
+@pytest.mark.parametrize("height", [200.0, 599.0, 601.0, 1000.0, 1900.0])
+def test_scan_windows_cover_the_box_and_overlap(height):
+    box = np.array([[0.0, 0.0, -height], [400.0, 300.0, 0.0]])
+    boxes = [w.box_mm() for w in scan_windows(box)]
+    assert boxes[0][0, 2] == pytest.approx(-height)
+    assert boxes[-1][1, 2] == pytest.approx(0.0)
+    for one in boxes:
+        assert one[1, 2] - one[0, 2] <= MAX_SCAN_WINDOW_MM + 1e-6
+    for lower, upper in zip(boxes, boxes[1:], strict=False):
+        assert lower[1, 2] - upper[0, 2] >= SCAN_WINDOW_OVERLAP_MM - 1e-6
+
+
+def test_body_box_leaves_out_table_and_cable():
+    array = np.full((200, 160, 60), -1000, np.int16)
+    array[50:150, 40:110, :] = 40
+    array[20:180, 122:124, :] = 200
+    array[8:11, 20:22, :] = 300
+    grid = Grid(array.shape, (2.0, 2.0, 3.0), (-199.0, -159.0, 0.0))
+    low, high = body_box(Volume(array, grid))
+    np.testing.assert_allclose(low[:2], (-100, -80), atol=8)
+    np.testing.assert_allclose(high[:2], (100, 60), atol=8)
+    np.testing.assert_allclose((low[2], high[2]), grid.box_mm()[:, 2])
+
+
+def test_body_box_of_air_is_the_scan():
+    grid = Grid((40, 40, 40), (2.0, 2.0, 3.0), (0.0, 0.0, 0.0))
+    air = Volume(np.full(grid.size, -1000, np.int16), grid)
+    np.testing.assert_allclose(body_box(air), grid.box_mm())
+
+
+def foreground(window, boxes) -> np.ndarray:
+    places = [
+        o + np.arange(n) * s
+        for o, n, s in zip(window.origin_mm, window.size, window.spacing_mm, strict=True)
+    ]
+    result = np.zeros(window.size, np.float32)
+    for low, high in boxes:
+        inside = [(p > a) & (p < b) for p, a, b in zip(places, low, high, strict=True)]
+        result[np.ix_(*inside)] = 1
+    return result
+
+
+def test_pelvis_box_keeps_near_parts_and_drops_far_and_tiny_ones():
+    window = window_over(BOX)
+    main = ((-60, -40, -200), (60, 40, -100))
+    near = ((80, 0, -150), (100, 20, -120))
+    far = ((-40, -40, 20), (40, 40, 45))
+    tiny = ((-70, 60, -150), (-65, 66, -143))
+    volume = Volume(foreground(window, [main, near, far, tiny]), window)
+    box = pelvis_box(volume, BOX)
+    step = np.max(window.spacing_mm)
+    np.testing.assert_allclose(box[0], (-80, -60, -220), atol=step)
+    np.testing.assert_allclose(box[1], (120, 60, -80), atol=step)
+    assert pelvis_box(Volume(np.zeros(window.size), window), BOX) is None
+
+
+def test_pelvis_box_is_clipped_to_the_scan():
+    window = window_over(BOX)
+    volume = Volume(foreground(window, [((-149, -99, -399), (0, 0, -300))]), window)
+    assert np.all(pelvis_box(volume, BOX)[0] >= BOX[0])
+
+
+def test_joined_windows_hold_both_maps():
+    box = np.array([[0.0, 0.0, -1000.0], [400.0, 300.0, 0.0]])
+    windows = scan_windows(box)
+    target = ((100, 100, -480), (300, 200, -420))
+    maps = [foreground(window, [target]) for window in windows]
+    volume = joined(windows, maps)
+    np.testing.assert_allclose(volume.grid.box_mm(), box, atol=volume.grid.spacing_mm[2])
+    found = pelvis_box(volume, box)
+    np.testing.assert_allclose(found[:, 2], (-500, -400), atol=volume.grid.spacing_mm[2] * 1.5)
+
+
+def test_window_image_is_air_outside_and_in_unit_range():
+    grid = Grid((50, 50, 30), (2.0, 2.0, 3.0), (0.0, 0.0, 0.0))
+    ct = Volume(np.full(grid.size, 400, np.int16), grid)
+    image = window_image(ct, window_over(guarded(grid.box_mm())))
+    assert image[0, 0, 0] == 0
+    assert image[64, 64, 36] == pytest.approx(0.5)

@@ -1,0 +1,43 @@
+# make demo   the whole pipeline on synthetic DICOM, in demo/ (about ten minutes after installation)
+# make test   the test suite
+# make lint   ruff and mypy
+# The commands below work without make, too; see README.md.
+
+PYTHON ?= python3
+BIN := venv/bin
+DEMO := demo
+RUN := $(BIN)/python
+
+.PHONY: demo test lint install clean-demo
+
+install: venv/.installed
+
+venv/.installed: requirements.txt
+	$(PYTHON) -m venv venv
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements.txt
+	touch $@
+
+venv/.installed-dev: requirements-dev.txt venv/.installed
+	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-dev.txt
+	touch $@
+
+# Every step skips what it finds done, so an interrupted demo goes on when it is started again.
+demo: venv/.installed
+	$(RUN) -m multipass.phantom --output $(DEMO)/ctpel --patients 9 --seed 1 --matrix 256
+	$(RUN) -m multipass.phantom --output $(DEMO)/test_data --patients 3 --seed 2 --matrix 256
+	$(RUN) processing.py --input $(DEMO)/ctpel --output $(DEMO)/processed_files
+	$(RUN) training.py --data $(DEMO)/processed_files/complete_dataset.pkl --output $(DEMO) \
+	    --minutes 5.5 --resume
+	$(RUN) inference_pipeline/run_inference.py --input $(DEMO)/test_data \
+	    --output $(DEMO)/inference_results --model $(DEMO)/best_model.pth
+
+test: venv/.installed-dev
+	$(RUN) -m pytest
+
+lint: venv/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean-demo:
+	rm -rf $(DEMO)

@@ -26,7 +26,7 @@ from multipass import checkpoint
 from multipass.cohort import Cohort
 from multipass.loss import hard_dice, soft_loss
 from multipass.network import MultiPassUNet
-from multipass.passes import run
+from multipass.passes import precision, run
 from multipass.trainer import (
     Average,
     Batches,
@@ -37,6 +37,7 @@ from multipass.trainer import (
     start_processes,
     validate,
 )
+from multipass.windows import HU_RANGE
 
 ROOT = Path(__file__).resolve().parent
 MAX_GRADIENT_NORM = 1.0
@@ -90,7 +91,7 @@ def main(options: Options) -> None:
     )
     plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", 0.5, patience=10)
     scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
-    amp = torch.autocast(device.type, torch.float16 if device.type == "cuda" else torch.bfloat16)
+    amp = precision(device)
 
     best, started = 0.0, time.monotonic()
     for epoch in range(options.epochs):
@@ -144,7 +145,7 @@ def main(options: Options) -> None:
         if val_dice > best and rank() == 0:
             path = options.output / "best_model.pth"
             model = checkpoint.Model(
-                average.network, cohort.structures, (-200.0, 1000.0), options.passes,
+                average.network, cohort.structures, HU_RANGE, options.passes,
                 options.window, {"dice": val_dice, "trained_on": {"patients": len(train_ids)}},
             )  # fmt: skip
             checkpoint.save(path, checkpoint.as_dict(model))

@@ -7,12 +7,25 @@ class probabilities of the pass before, resampled from its window into the new o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import torch
 
+from multipass.checkpoint import Model
+from multipass.maps import PassResult, apply_rows, between, shared_rows
+from multipass.maps import native_labels as native_labels
 from multipass.network import MultiPassUNet
+from multipass.volume import Grid, Volume
+from multipass.windows import (
+    body_box,
+    joined,
+    pelvis_box,
+    scan_windows,
+    window_image,
+    window_over,
+)
+
+NOT_FOUND = "no pelvis found: the closer look took the whole scan"
 
 Disturb = Callable[[torch.Tensor], torch.Tensor]
 
@@ -30,42 +43,19 @@ class View:
     box: torch.Tensor
 
 
-def linear_rows(source: torch.Tensor, target: torch.Tensor, n_source: int, n_target: int):
-    """Linear interpolation along one axis, as matrices.
-
-    Args:
-        source, target: (N, 2) edges in mm of the n_source and n_target voxels.
-
-    Returns:
-        (N, n_target, n_source) weights; rows of voxels outside the source are zero.
-    """
-    centres = (torch.arange(n_target, dtype=torch.float64) + 0.5) / n_target
-    centres = target[:, :1] + centres * (target[:, 1:] - target[:, :1])
-    at = (centres - source[:, :1]) / (source[:, 1:] - source[:, :1]) * n_source - 0.5
-    inside = (at >= -0.5) & (at <= n_source - 0.5)
-    distance = at.clamp(0, n_source - 1)[:, :, None] - torch.arange(n_source, dtype=torch.float64)
-    return (1 - distance.abs()).clamp(min=0) * inside[:, :, None]
-
-
-def between(maps: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Resamples (N, C, X, Y, Z) maps from windows over one box into windows over another."""
-    if torch.equal(source, target):
-        return maps
-    x, y, z = (
-        linear_rows(source[:, :, a], target[:, :, a], n, n).to(maps)
-        for a, n in enumerate(maps.shape[2:])
-    )
-    n, c, *size = maps.shape
-    maps = torch.matmul(x[:, None], maps.reshape(n, c, size[0], -1)).view(n, c, *size)
-    maps = torch.matmul(y[:, None, None], maps)
-    return torch.matmul(maps, z.transpose(1, 2)[:, None, None])
+def precision(device: torch.device) -> torch.autocast:
+    """Mixed precision: fp16 on CUDA, bf16 on CPUs that compute in it, else none."""
+    if device.type == "cuda":
+        return torch.autocast("cuda", torch.float16)
+    able = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.autocast(device.type, torch.bfloat16, enabled=able)
 
 
 def run(
     network: MultiPassUNet,
     views: Sequence[View],
     passes: int,
-    amp: AbstractContextManager,
+    amp: torch.autocast,
     disturb: Disturb | None = None,
 ) -> Iterator[torch.Tensor]:
     """Runs passes over windows that are known beforehand, and yields each pass's logits.
@@ -74,21 +64,76 @@ def run(
     gradient, so that each pass's loss can go backward before the next pass starts.
 
     Args:
-        amp: the precision, `torch.autocast(...)`.
         disturb: applied to each context (training).
     """
-    first = views[0]
-    context = torch.zeros(
-        (len(first.image), network.classes, *first.image.shape[2:]), device=first.image.device
-    )
+    context = blank(network, views[0].image)
     for index in range(passes):
-        view = views[min(index, len(views) - 1)]
+        view, following = (views[min(i, len(views) - 1)] for i in (index, index + 1))
         with amp:
             logits = network(view.image, context)
         yield logits
         if index + 1 < passes:
-            following = views[min(index + 1, len(views) - 1)]
-            context = torch.softmax(logits.detach().float(), 1)
-            context = between(context, view.box, following.box)
+            context = between(torch.softmax(logits.detach().float(), 1), view.box, following.box)
             if disturb is not None:
                 context = disturb(context)
+
+
+def blank(network: MultiPassUNet, image: torch.Tensor) -> torch.Tensor:
+    """The context of a pass that has none before it."""
+    return image.new_zeros((len(image), network.classes, *image.shape[2:]))
+
+
+@torch.inference_mode()
+def segment(model: Model, volume: Volume, passes: int | None = None) -> list[PassResult]:
+    """Runs the passes over a scan: the first over its scan windows, the next over the pelvis.
+
+    Args:
+        volume: upright CT in HU.
+        passes: the model's own number if None.
+
+    Returns:
+        One result a pass.
+    """
+    scan = scan_windows(body_box(volume))
+    results = [_look(model, volume, scan, None, [])]
+    for index in range(1, passes or model.passes):
+        windows, flags = results[-1].windows, results[-1].flags
+        if index == 1 and model.window == "pelvis":
+            windows, flags = _closer(results[0], volume)
+        results.append(_look(model, volume, windows, results[-1], flags))
+    return results
+
+
+def _look(
+    model: Model, volume: Volume, windows: list[Grid], before: PassResult | None, flags: list[str]
+) -> PassResult:
+    """One pass over one or several windows of a scan, window by window to bound memory."""
+    device = next(model.network.parameters()).device
+    found = []
+    for window in windows:
+        image = torch.as_tensor(window_image(volume, window, model.hu_range), device=device)
+        image = image[None, None].float().contiguous()
+        context = (
+            blank(model.network, image) if before is None else _context(before, window, device)
+        )
+        with precision(device):
+            logits = model.network(image, context)
+        found.append(torch.softmax(logits.float(), 1)[0].cpu().numpy())
+    return PassResult(windows, found, flags)
+
+
+def _context(before: PassResult, window: Grid, device: torch.device) -> torch.Tensor:
+    x, y, zs = shared_rows(before.windows, window.box_mm(), window.size)
+    total = torch.zeros((), device=device)
+    for probabilities, z in zip(before.probabilities, zs, strict=True):
+        maps = torch.as_tensor(probabilities, device=device)[None]
+        total = total + apply_rows(maps, [x[None], y[None], z[None]])
+    return total
+
+
+def _closer(first: PassResult, volume: Volume) -> tuple[list[Grid], list[str]]:
+    foreground = joined(first.windows, [1 - p[0] for p in first.probabilities])
+    box = pelvis_box(foreground, volume.grid.box_mm())
+    if box is None:
+        return first.windows, [NOT_FOUND]
+    return [window_over(box)], []

@@ -4,6 +4,9 @@
     python training.py --epochs 50 --batch-size 4
     python training.py --folds 5 --fold 2 --output fold2
     python training.py --resume                         # go on after an interruption
+    python training.py --init inference_pipeline/best_model.pth --epochs 30     # fine-tune
+    torchrun --nproc_per_node=2 training.py --batch-size 2
+    tensorboard --logdir runs
 
 Every pass is the same network: the first sees the whole scan, the next looks closer at the pelvis,
 given what the one before found. The loss is taken on every pass.
@@ -15,7 +18,7 @@ import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,24 +26,25 @@ import tyro
 from tqdm import tqdm
 
 from multipass import checkpoint
+from multipass.batches import Batches
 from multipass.cohort import Cohort
 from multipass.loss import hard_dice, soft_loss
 from multipass.network import MultiPassUNet
 from multipass.passes import precision, run
-from multipass.trainer import (
-    Average,
-    Batches,
-    average_gradients,
-    cosine,
-    mean_over_processes,
-    rank,
-    start_processes,
-    validate,
-)
-from multipass.windows import HU_RANGE
+from multipass.processes import average_gradients, rank, start_processes, world_size
+from multipass.report import cohort_sheet, sheet_entry
+from multipass.runlog import RunLog
+from multipass.trainer import State, cosine, resume, start_from, validate
+from multipass.windows import HU_RANGE, window_over
 
 ROOT = Path(__file__).resolve().parent
 MAX_GRADIENT_NORM = 1.0
+PREVIEWED = 8
+# Must be the same in an interrupted run and its continuation.
+SETTINGS = (
+    *("seed", "passes", "window", "folds", "fold", "batch_size", "steps_per_epoch"),
+    *("lr", "weight_decay", "schedule", "ema"),
+)
 
 
 @dataclass(frozen=True)
@@ -50,116 +54,248 @@ class Options:
     data: Path = ROOT / "processed_files" / "complete_dataset.pkl"
     """complete_dataset.pkl, or the folder of patient files, which is then streamed"""
     output: Path = ROOT
-    """where best_model.pth and last.pth go"""
+    """where best_model.pth, last.pth and runs/ go"""
+    name: str = ""
+    """of the run: runs/<name>/; date and time if not given"""
     epochs: int = 300
+    steps_per_epoch: int = 0
+    """batches an epoch; 0: each patient once, and at least 20 batches"""
+    minutes: float = 0.0
+    """stop after this time; the cosine schedule follows the clock; 0: all epochs"""
     batch_size: int = 1
     """over all processes of torchrun"""
-    steps_per_epoch: int = 0
-    """0: each patient once"""
-    minutes: float = 0.0
-    """stop after this much time and let the cosine schedule follow the clock; 0: all epochs"""
     lr: float = 1e-3
     weight_decay: float = 1e-2
     schedule: Literal["cosine", "plateau"] = "cosine"
     ema: float = 0.999
-    """decay of the weight average that is validated and saved"""
+    """decay of the weight average, which is what is validated and saved"""
     passes: int = 2
     window: Literal["pelvis", "scan"] = "pelvis"
-    """what passes after the first see"""
+    """what the passes after the first see"""
     folds: int = 5
+    """1/folds of the patients validate"""
     fold: int = 0
-    """this part of the patients validates"""
+    """which part validates, 0 to folds - 1"""
     seed: int = 0
+    resume: bool = False
+    """go on from OUTPUT/last.pth if there is one"""
+    init: Path | None = None
+    """checkpoint to start from; structures are matched by their codes"""
+    preview: bool = False
+    """write OUTPUT/preview.png, a sheet of augmented samples, and stop"""
+
+    @property
+    def windows(self) -> tuple[str, ...]:
+        """What the passes see: the last window stays for all further passes."""
+        closer = self.window == "pelvis" and self.passes > 1
+        return ("scan", "pelvis") if closer else ("scan",)
 
 
 def main(options: Options) -> None:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    start_processes(device)
+    check(options)
+    device = start_processes()
     torch.manual_seed(options.seed)
+    torch.backends.cudnn.benchmark = True
+
     cohort = Cohort(options.data)
     train_ids, val_ids = cohort.split(options.folds, options.fold)
-    windows = ("scan", "pelvis")[: options.passes] if options.window == "pelvis" else ("scan",)
     batches = Batches(
-        cohort, train_ids, windows, options.batch_size, options.seed, device,
-        options.steps_per_epoch or None,
-    )  # fmt: skip
+        cohort,
+        train_ids,
+        options.windows,
+        options.batch_size,
+        options.seed,
+        device,
+        options.steps_per_epoch,
+    )
+    if options.preview:
+        preview(batches, options.output / "preview.png")
+        return
 
     network = MultiPassUNet(classes=1 + len(cohort.structures)).to(device)
-    average = Average(network, options.ema)
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=options.lr, weight_decay=options.weight_decay
+    if options.init:
+        new = start_from(network, cohort.structures, options.init)
+        say(f"Weights of {options.init}; new structures: {', '.join(new) or 'none'}.")
+    state = State(network, options.lr, options.weight_decay, options.ema, device)
+    origin = describe(options, cohort, train_ids, val_ids)
+    if options.resume and (options.output / "last.pth").exists():
+        origin["name"] = resume(state, options.output / "last.pth", origin["settings"])
+        say(f"Going on after epoch {state.epoch} of run {origin['name']}.")
+    log = None
+    if rank() == 0:
+        facts = {**origin, "device": str(device), "versions": checkpoint.versions()}
+        log = RunLog(options.output / "runs" / origin["name"], facts, state.epoch)
+    say(
+        f"{len(train_ids)} patients train, {len(val_ids)} validate, on {device.type}; "
+        f"structures: {', '.join(s.name for s in cohort.structures)}."
     )
-    plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, "max", 0.5, patience=10)
-    scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
+
     amp = precision(device)
-
-    best, started = 0.0, time.monotonic()
-    for epoch in range(options.epochs):
-        losses, dices = [], []
-        bar = tqdm(
-            batches.epoch(epoch), total=batches.steps, desc=f"epoch {epoch + 1}", unit="batch",
-            disable=rank() > 0, leave=False,
-        )  # fmt: skip
-        for step, batch in enumerate(bar):
-            if options.schedule == "cosine":
-                done = (epoch * batches.steps + step) / (options.epochs * batches.steps)
-                if options.minutes:
-                    done = max(done, (time.monotonic() - started) / 60 / options.minutes)
-                for group in optimizer.param_groups:
-                    group["lr"] = options.lr * cosine(done)
-
-            optimizer.zero_grad(set_to_none=True)
-            total = torch.zeros((), device=device)
-            for k, logits in enumerate(
-                run(network, batch.views, options.passes, amp, batch.disturb)
-            ):
-                loss = soft_loss(logits, batch.target(k), batch.known) / options.passes
-                scaler.scale(loss).backward()
-                total += loss.detach()
-            dice = hard_dice(logits, batch.target(k), batch.known).nanmean()
-            total, dice = mean_over_processes(torch.stack([total, dice.float()])).tolist()
-            if not np.isfinite(total):
-                raise ValueError(f"The loss became {total} in epoch {epoch + 1}: stopped.")
-
-            scaler.unscale_(optimizer)
-            average_gradients(network)
-            torch.nn.utils.clip_grad_norm_(network.parameters(), MAX_GRADIENT_NORM)
-            scaler.step(optimizer)
-            scaler.update()
-            average.update(network)
-            losses.append(total)
-            dices.append(dice)
-            bar.set_postfix(loss=f"{total:.3f}", dice=f"{dice:.3f}")
-            if options.minutes and time.monotonic() - started > 60 * options.minutes:
-                break
-
-        val = validate(average.network, cohort, val_ids, windows, options.passes, amp, device)
-        val_dice = float(np.nanmean(val[:, -1]))
-        print(
-            f"epoch {epoch + 1}: train loss {np.mean(losses):.4f}, Dice {np.nanmean(dices):.4f}; "
-            f"validation Dice {val_dice:.4f}; lr {optimizer.param_groups[0]['lr']:.1e}; "
-            f"{time.monotonic() - started:.0f} s"
+    while state.epoch < options.epochs and not out_of_time(state, options):
+        loss, dice = train_epoch(state, batches, options, amp)
+        scores = validate(
+            state.average.network, cohort, val_ids, options.windows, options.passes, amp, device
         )
+        record(state, loss, dice, scores, cohort)
         if options.schedule == "plateau":
-            plateau.step(val_dice)
-        if val_dice > best and rank() == 0:
-            path = options.output / "best_model.pth"
-            model = checkpoint.Model(
-                average.network, cohort.structures, HU_RANGE, options.passes,
-                options.window, {"dice": val_dice, "trained_on": {"patients": len(train_ids)}},
-            )  # fmt: skip
-            checkpoint.save(path, checkpoint.as_dict(model))
-            print(f"best_model.pth: Dice {best:.4f} -> {val_dice:.4f} ({path})")
-            best = val_dice
-        if options.minutes and time.monotonic() - started > 60 * options.minutes:
+            state.plateau.step(state.history[-1]["dice"])
+        if log:
+            keep(state, cohort, options, origin)
+            log.write(state.history, cohort.structures)
+    finish(state, options)
+
+
+def describe(options: Options, cohort: Cohort, train_ids: list[str], val_ids: list[str]) -> dict:
+    """What the run is, for last.pth and runs/<name>/."""
+    data_sha256 = cohort.sha256()
+    return {
+        "name": options.name or time.strftime("%Y-%m-%d_%H-%M-%S"),
+        "settings": {k: getattr(options, k) for k in SETTINGS} | {"data_sha256": data_sha256},
+        "trained_on": {
+            "patients": len(train_ids),
+            "training": train_ids,
+            "validation": val_ids,
+            "data_sha256": data_sha256,
+        },
+    }
+
+
+def train_epoch(
+    state: State, batches: Batches, options: Options, amp: torch.autocast
+) -> tuple[float, float]:
+    """One epoch; returns its average loss and Dice."""
+    losses, dices = [], []
+    bar = tqdm(
+        batches.epoch(state.epoch), f"epoch {state.epoch + 1}", batches.steps,
+        leave=False, unit="batch", disable=rank() > 0,
+    )  # fmt: skip
+    for step, batch in enumerate(bar):
+        if options.schedule == "cosine":
+            state.lr = options.lr * cosine(progress(state, step / batches.steps, options))
+        state.optimizer.zero_grad(set_to_none=True)
+        summed = torch.zeros((), device=batch.known.device)
+        for k, logits in enumerate(
+            run(state.network, batch.views, options.passes, amp, batch.disturb)
+        ):
+            loss = soft_loss(logits, batch.target(k), batch.known) / options.passes
+            state.scaler.scale(loss).backward()
+            summed += loss.detach()
+        overlap = hard_dice(logits, batch.target(k), batch.known).nanmean()
+        total, dice = state.lap(summed, overlap.to(summed))
+        if not np.isfinite(total):
+            raise ValueError(
+                f"the loss became {total} in epoch {state.epoch + 1}; best_model.pth and last.pth "
+                "hold the last good weights. A lower --lr may help."
+            )
+        state.scaler.unscale_(state.optimizer)
+        average_gradients(state.network)
+        torch.nn.utils.clip_grad_norm_(state.network.parameters(), MAX_GRADIENT_NORM)
+        state.scaler.step(state.optimizer)
+        state.scaler.update()
+        state.average.update(state.network)
+        losses.append(total)
+        dices.append(dice)
+        bar.set_postfix(loss=f"{total:.3f}", dice=f"{dice:.3f}")
+        if out_of_time(state, options):
             break
+    bar.close()
+    return float(np.mean(losses)), float(np.nanmean(dices))
+
+
+def progress(state: State, part_of_epoch: float, options: Options) -> float:
+    """The part of the training that is done, by epochs or by the clock, whichever is further."""
+    by_clock = state.seconds / 60 / options.minutes if options.minutes else 0.0
+    return max((state.epoch + part_of_epoch) / options.epochs, by_clock)
+
+
+def out_of_time(state: State, options: Options) -> bool:
+    return bool(options.minutes) and state.seconds >= 60 * options.minutes
+
+
+def record(state: State, loss: float, dice: float, scores: np.ndarray, cohort: Cohort) -> None:
+    """Ends the epoch: adds it to the history and prints its line."""
+    state.epoch += 1
+    by_pass = np.nanmean(scores, axis=(0, 2)).tolist()
+    row: dict[str, Any] = {"epoch": state.epoch, "lr": state.lr, "seconds": state.seconds}
+    row |= {"train_loss": loss, "train_dice": dice, "dice": by_pass[-1]}
+    row |= {f"dice_pass{k}": value for k, value in enumerate(by_pass, start=1)}
+    for i, structure in enumerate(cohort.structures):
+        row[f"dice_{structure.name}"] = float(np.nanmean(scores[:, -1, i]))
+    state.history.append(row)
+    say(
+        f"epoch {state.epoch}: training loss {loss:.4f}, Dice {dice:.4f}; validation Dice "
+        f"{by_pass[-1]:.4f} (by pass {', '.join(f'{d:.4f}' for d in by_pass)}); "
+        f"lr {state.lr:.1e}, {state.seconds:.0f} s"
+    )
+
+
+def keep(state: State, cohort: Cohort, options: Options, origin: dict) -> None:
+    """Writes last.pth, and best_model.pth if the epoch was the best so far."""
+    dice = state.history[-1]["dice"]
+    model = checkpoint.Model(
+        network=state.average.network,
+        structures=cohort.structures,
+        hu_range=HU_RANGE,
+        passes=options.passes,
+        window=options.window,
+        info={"dice": dice, "trained_on": origin["trained_on"]},
+    )
+    content = checkpoint.as_dict(model)
+    if dice > state.best:
+        path = options.output / "best_model.pth"
+        checkpoint.save(path, content)
+        say(f"best_model.pth: Dice {state.best:.4f} -> {dice:.4f} ({path})")
+        state.best = dice
+    content["training"] = {**origin, "state": state.state_dict()}
+    checkpoint.save(options.output / "last.pth", content)
+
+
+def finish(state: State, options: Options) -> None:
+    best = options.output / "best_model.pth"
+    say(f"Best validation Dice {state.best:.4f} after {state.epoch} epochs. To segment with it:")
+    say(f"python inference_pipeline/run_inference.py --model {best}")
+
+
+def preview(batches: Batches, path: Path) -> None:
+    """A contact sheet of augmented training samples: what the last pass sees, and its labels."""
+    entries = []
+    rows = [s.to_dict() for s in batches.cohort.structures]
+    for number, batch in zip(range(PREVIEWED), batches.epoch(0), strict=False):
+        box = batch.views[-1].box[0].numpy()
+        seen = {
+            "patient_id": f"sample {number + 1}",
+            "image": batch.views[-1].image[0, 0].cpu().numpy(),
+            "label": batch.targets[-1][0].argmax(0).cpu().numpy(),
+            "window": {"spacing_mm": window_over(box).spacing_mm},
+            "structures": rows,
+        }
+        size = " x ".join(f"{mm:.0f}" for mm in box[1] - box[0])
+        entries.append(sheet_entry(seen, f"{size} mm"))
+    for page in cohort_sheet(path, entries):
+        say(f"Augmented samples: {page}")
+
+
+def check(options: Options) -> None:
+    """Raises ValueError for options that make no sense together."""
+    for key in ("epochs", "batch_size", "passes"):
+        if getattr(options, key) < 1:
+            raise ValueError(f"--{key.replace('_', '-')} {getattr(options, key)}: at least 1.")
+    if options.batch_size % world_size():
+        raise ValueError(
+            f"--batch-size {options.batch_size} does not divide among {world_size()} processes."
+        )
+
+
+def say(text: str) -> None:
+    if rank() == 0:
+        print(text, flush=True)
 
 
 if __name__ == "__main__":
     try:
         main(tyro.cli(Options))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"training.py: {error}")
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print("\nInterrupted. `--resume` goes on after the last finished epoch.", file=sys.stderr)
         sys.exit(130)

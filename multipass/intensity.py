@@ -64,15 +64,17 @@ class RandNoise(RandomizableTransform):
         return images + std * noise
 
 
-class RandFieldOfView(RandomizableTransform):
+class RandFieldOfView(Randomizable):
     """Air outside a cylinder along z, as where a scan is reconstructed narrower than the body."""
 
+    def __init__(self, prob: float) -> None:
+        self.prob = prob
+
     def __call__(self, images: torch.Tensor, boxes: list[np.ndarray]) -> torch.Tensor:
-        self.randomize(None)
         scan = boxes[0]
         radius = self.R.uniform(0.38, 0.55) * (scan[1] - scan[0])[:2].max()
         centre = scan.mean(0)[:2] + self.R.uniform(-0.05, 0.05, 2) * (scan[1] - scan[0])[:2]
-        if not self._do_transform:
+        if self.R.rand() >= self.prob:
             return images
         for image, box in zip(images, boxes, strict=True):
             x, y, _ = _centres(image, box)
@@ -81,12 +83,14 @@ class RandFieldOfView(RandomizableTransform):
         return images
 
 
-class RandMetal(RandomizableTransform):
+class RandMetal(Randomizable):
     """Rods of metal in the pelvis window, with streaks that fade with the distance."""
 
+    def __init__(self, prob: float) -> None:
+        self.prob = prob
+
     def __call__(self, images: torch.Tensor, boxes: list[np.ndarray]) -> torch.Tensor:
-        self.randomize(None)
-        if not self._do_transform:
+        if self.R.rand() >= self.prob:
             return images
         low, high = boxes[-1]
         for _ in range(self.R.randint(1, 4)):
@@ -117,8 +121,10 @@ def _add_rod(image: torch.Tensor, box: np.ndarray, rod: tuple, streaks: tuple) -
     rays, phase, depth = streaks
     offset = [c - float(s) for c, s in zip(_centres(image, box), start, strict=True)]
     length2 = float(direction @ direction)
-    along = sum(o * float(d) for o, d in zip(offset, direction, strict=True)) / length2
-    along = along.clamp(0, 1)
+    along = torch.zeros_like(image)
+    for o, d in zip(offset, direction, strict=True):
+        along += o * float(d) / length2
+    along.clamp_(0, 1)
     dx, dy, dz = (o - along * float(d) for o, d in zip(offset, direction, strict=True))
     in_plane = dx**2 + dy**2
     angle = torch.atan2(dy.expand_as(in_plane), dx.expand_as(in_plane))
@@ -132,7 +138,10 @@ class RandIntensity(Randomizable):
 
     def __init__(self) -> None:
         set_track_meta(False)  # plain tensors: nothing here moves a voxel
-        self.placed = [RandMetal(prob=0.12), RandFieldOfView(prob=0.08)]
+        self.placed: list[RandMetal | RandFieldOfView] = [
+            RandMetal(prob=0.12),
+            RandFieldOfView(prob=0.08),
+        ]
         self.plain = Compose(
             [
                 RandAdjustContrast(prob=0.3, gamma=(0.7, 1.5)),

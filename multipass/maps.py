@@ -64,8 +64,7 @@ def between(maps: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> t
 
 def apply_rows(maps: torch.Tensor, rows: Sequence[torch.Tensor]) -> torch.Tensor:
     x, y, z = (r.to(maps) for r in rows)
-    n, c, *size = maps.shape
-    maps = torch.matmul(x[:, None], maps.reshape(n, c, size[0], -1)).view(n, c, *size)
+    maps = torch.matmul(x[:, None], maps.flatten(3)).unflatten(3, maps.shape[3:])
     maps = torch.matmul(y[:, None, None], maps)
     return torch.matmul(maps, z.transpose(1, 2)[:, None, None])
 

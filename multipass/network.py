@@ -77,18 +77,11 @@ def transfer(network: MultiPassUNet, trained: MultiPassUNet, kept: Sequence[int]
             own.copy_(old)
     classes = [(new, old) for new, old in enumerate(kept) if old >= 0]
     inputs = [(0, 0)] + [(1 + new, 1 + old) for new, old in classes]
-    for own, old in zip(_first(network), _first(trained), strict=True):
-        _copy_blocks(own.transpose(0, 1), old.transpose(0, 1), inputs)
-    for own, old in zip(_last(network), _last(trained), strict=True):
-        _copy_blocks(own, old, classes)
-
-
-def _first(network: MultiPassUNet) -> list[torch.Tensor]:
-    return [network.backbone.input_block.conv1.conv.weight]
-
-
-def _last(network: MultiPassUNet) -> list[torch.Tensor]:
-    return list(network.backbone.output_block.parameters())
+    new_first, old_first = (n.backbone.input_block.conv1.conv.weight for n in (network, trained))
+    _copy_blocks(new_first.transpose(0, 1), old_first.transpose(0, 1), inputs)
+    new_last, old_last = (n.backbone.output_block.conv.conv for n in (network, trained))
+    _copy_blocks(new_last.weight, old_last.weight, classes)
+    _copy_blocks(new_last.bias, old_last.bias, classes)
 
 
 def _copy_blocks(new: torch.Tensor, old: torch.Tensor, pairs: Sequence[tuple[int, int]]) -> None:

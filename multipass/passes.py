@@ -13,7 +13,6 @@ import torch
 
 from multipass.checkpoint import Model
 from multipass.maps import PassResult, apply_rows, between, shared_rows
-from multipass.maps import native_labels as native_labels
 from multipass.network import MultiPassUNet
 from multipass.volume import Grid, Volume
 from multipass.windows import (

@@ -1,0 +1,121 @@
+"""Batches of augmented samples, the same for the same seed, epoch and position."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from multipass.augment import RandPlacement, Space, look, undeformed
+from multipass.cohort import Cohort
+from multipass.intensity import ContextOdds, RandContext, RandIntensity
+from multipass.loss import with_background
+from multipass.passes import View
+from multipass.processes import rank, world_size
+from multipass.structures import mirror_partners
+
+FEWEST_STEPS = 20  # an epoch of a small cohort, so that validation does not take most of the time
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Views and targets of a batch, one for each window; `disturb` is for its contexts."""
+
+    views: list[View]
+    targets: list[torch.Tensor]
+    known: torch.Tensor
+    contexts: Sequence[RandContext] = ()
+
+    def disturb(self, context: torch.Tensor) -> torch.Tensor:
+        return torch.stack([d(c) for d, c in zip(self.contexts, context, strict=True)])
+
+    def target(self, index: int) -> torch.Tensor:
+        return self.targets[min(index, len(self.targets) - 1)]
+
+
+def random_state(*keys: int) -> np.random.RandomState:
+    """A generator of its own for any (seed, epoch, position): what resuming needs."""
+    return np.random.RandomState(np.random.SeedSequence(keys).generate_state(4))
+
+
+class Batches:
+    """Augmented batches of a cohort; the same for the same seed, epoch and position.
+
+    Args:
+        windows: ('scan', 'pelvis') or ('scan',), what the passes see.
+        batch_size: over all processes, each of which makes its part.
+        steps: batches an epoch; 0 for each patient once, and for at least 20 batches.
+    """
+
+    def __init__(
+        self,
+        cohort: Cohort,
+        ids: Sequence[str],
+        windows: Sequence[str],
+        batch_size: int,
+        seed: int,
+        device: torch.device,
+        steps: int = 0,
+    ) -> None:
+        self.cohort, self.ids, self.windows = cohort, list(ids), tuple(windows)
+        self.batch_size, self.seed, self.device = batch_size, seed, device
+        self.steps = steps or max(FEWEST_STEPS, math.ceil(len(ids) / batch_size))
+        self.partners = mirror_partners(cohort.structures)
+        self.place = RandPlacement(Space(), cohort.mirror_allowed)
+        self.intensity = RandIntensity()
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """This process's part of each batch of an epoch."""
+        draws = self.steps * self.batch_size
+        order: list[int] = []
+        shuffle = random_state(self.seed, epoch)
+        while len(order) < draws:
+            order += shuffle.permutation(len(self.ids)).tolist()
+        share = self.batch_size // world_size()
+        for step in range(self.steps):
+            first = step * self.batch_size + rank() * share
+            yield self._batch([(epoch, at, order[at]) for at in range(first, first + share)])
+
+    def _batch(self, draws: Sequence[tuple[int, int, int]]) -> Batch:
+        rows = [self._draw(epoch, at, self.ids[patient]) for epoch, at, patient in draws]
+        return collate(rows)
+
+    def _draw(self, epoch: int, at: int, patient_id: str) -> tuple:
+        state = random_state(self.seed, epoch, at + 1)
+        sample = self.cohort.sample(patient_id, self.device)
+        self.place.set_random_state(state=state)
+        place = self.place(sample)
+        boxes = [place.scan_box, place.pelvis_box][: len(self.windows)]
+        seen = torch.stack([look(sample, place, window) for window in self.windows])
+        known = sample.known
+        if place.mirrored:
+            order = torch.tensor(self.partners, device=seen.device)
+            seen[:, 1:] = seen[:, 1:][:, order]
+            known = known[order]
+        self.intensity.set_random_state(state=state)
+        images = self.intensity(seen[:, 0].contiguous(), boxes)
+        context = RandContext(ContextOdds())
+        context.set_random_state(state=state)
+        return images, seen[:, 1:], boxes, known, context
+
+
+def collate(rows: Sequence[tuple]) -> Batch:
+    images, fractions, boxes, known, contexts = zip(*rows, strict=True)
+    views, targets = [], []
+    for w in range(len(boxes[0])):
+        box = torch.as_tensor(np.stack([b[w] for b in boxes]))
+        views.append(View(torch.stack([i[w] for i in images])[:, None], box))
+        targets.append(with_background(torch.stack([f[w] for f in fractions])))
+    return Batch(views, targets, torch.stack(known), contexts)
+
+
+def as_it_is(cohort: Cohort, patient_id: str, windows: Sequence[str], device) -> Batch:
+    """One patient without augmentation, through the windows of its reference: for validation."""
+    sample = cohort.sample(patient_id, device)
+    place = undeformed(sample)
+    seen = torch.stack([look(sample, place, window) for window in windows])
+    boxes = [place.scan_box, place.pelvis_box][: len(windows)]
+    return collate([(seen[:, 0], seen[:, 1:], boxes, sample.known, None)])

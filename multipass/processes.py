@@ -1,0 +1,58 @@
+"""One process or many: what differs under torchrun."""
+
+from __future__ import annotations
+
+import os
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+
+def start_processes() -> torch.device:
+    """Joins the processes that torchrun started, if it did, and says where this one computes."""
+    device = torch.device("cpu")
+    if torch.cuda.is_available():
+        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+        torch.cuda.set_device(device)
+    if "RANK" in os.environ and not dist.is_initialized():
+        dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    return device
+
+
+def rank() -> int:
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def average_gradients(network: torch.nn.Module) -> None:
+    """Gradients of the whole batch from those of each process's part."""
+    if world_size() == 1:
+        return
+    gradients = [p.grad for p in network.parameters() if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(part.view_as(gradient))
+
+
+def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
+    if world_size() > 1:
+        dist.all_reduce(values)
+        values = values / world_size()
+    return values
+
+
+def gathered(rows: np.ndarray) -> np.ndarray:
+    """Joins arrays of which each process has filled its own rows, the others being NaN."""
+    if world_size() == 1:
+        return rows
+    parts: list = [None] * world_size()
+    dist.all_gather_object(parts, rows)
+    for other, part in enumerate(parts):
+        rows[other :: world_size()] = part[other :: world_size()]
+    return rows

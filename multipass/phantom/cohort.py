@@ -1,0 +1,84 @@
+"""The cohort: its options, and one patient after another. (Worker processes import this module.)"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Literal
+
+from multipass.phantom.subject import make_subject
+from multipass.phantom.writer import write_subject
+
+
+@dataclass(frozen=True)
+class Options:
+    """What to write."""
+
+    output: Path
+    """Folder for Patient_01, Patient_02, ...; made if it is missing."""
+    patients: int = 12
+    """Number of patients."""
+    seed: int = 0
+    """Seed of the cohort."""
+    matrix: int = 512
+    """Pixels a side of a slice, 32 to 1024."""
+    size: Literal["pelvis", "abdomen", "small"] | None = None
+    """Length of the scans; by default a quarter of them show the abdomen too."""
+    jobs: int = 1
+    """Patients made at the same time."""
+
+
+def write_patient(options: Options, index: int) -> str:
+    """Make and write one patient; the line to print."""
+    name = f"Patient_{index + 1:02d}"
+    folder = options.output / name
+    if folder.exists():
+        return f"{name}: already there, kept"
+    start = time.perf_counter()
+    subject = make_subject(options.seed, index, matrix=options.matrix, size=options.size)
+    write_subject(folder, subject)
+    nx, ny, nz = subject.volume.grid.size
+    sx, _, sz = subject.volume.grid.spacing_mm
+    extra = f", {subject.recipe.implant}" if subject.recipe.implant else ""
+    return (
+        f"{name}: {nx} x {ny} x {nz} voxels of {sx:.2f} x {sx:.2f} x {sz:.2f} mm, "
+        f"{subject.position}{extra}, {time.perf_counter() - start:.0f} s"
+    )
+
+
+def write_cohort(options: Options) -> Iterator[str]:
+    """Write all patients; yields a line for each as it is finished, in order.
+
+    Raises:
+        ValueError: an option is out of range or the output folder can't be made.
+    """
+    _check(options)
+    work = partial(write_patient, options)
+    if options.jobs == 1:
+        yield from map(work, range(options.patients))
+        return
+    context = multiprocessing.get_context("spawn")
+    with context.Pool(min(options.jobs, options.patients), _ignore_interrupt) as pool:
+        yield from pool.imap(work, range(options.patients))
+
+
+def _check(options: Options) -> None:
+    if options.patients < 1 or options.jobs < 1:
+        raise ValueError("--patients and --jobs must be at least 1")
+    if not 32 <= options.matrix <= 1024:
+        raise ValueError(f"--matrix {options.matrix}: must lie between 32 and 1024")
+    if options.seed < 0:
+        raise ValueError(f"--seed {options.seed}: must not be negative")
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"--output {options.output}: {error.strerror}") from error
+
+
+def _ignore_interrupt() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,0 +1,167 @@
+"""What is drawn at random for one patient: anatomy, pose, scan and file format."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+POSITIONS = ("HFS", "HFP", "FFS", "FFP")
+IMPLANTS = ("", "prosthesis", "two prostheses", "sacroiliac screws", "femoral neck screws")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One patient and one scan; use `dataclasses.replace` to fix what a test needs.
+
+    Lengths along the body are heights above the midpoint between the hip bones' centres.
+    """
+
+    seed: int
+    index: int
+    # the scan
+    matrix: int
+    pixel_mm: float
+    slice_step_mm: float
+    slice_thickness_mm: float
+    bottom_mm: float
+    top_mm: float
+    centre_mm: tuple[float, float]  # of the field of view
+    table_offset_mm: tuple[float, float, float]  # of the scanner's origin
+    position: str
+    noise_hu: float
+    kernel_px: float  # blur in the image plane; negative sharpens
+    # the anatomy
+    sex: float  # 0 male to 1 female
+    scale: float
+    stretch: tuple[float, float, float]
+    pelvis_deg: tuple[float, float, float]  # turns about x (tilt), y (lean), z (spin)
+    femur_deg: tuple[tuple[float, float, float], tuple[float, float, float]]  # flex, abduct, rotate
+    neck_deg: float  # change of the neck-shaft angle
+    hip_gap_mm: float
+    sacroiliac_gap_mm: float
+    cortex_mm: float
+    cortex_hu: float
+    trabecular_hu: float
+    fat_mm: float
+    # what else is in the picture
+    implant: str
+    arms: bool
+    table: bool
+    cables: int
+    vessel_hu: float
+    bladder_hu: float
+    bowel: tuple[float, float, float]  # shares of gas, stool and contrast; the rest is fluid
+    calcifications: int
+    # the files
+    slope: float
+    intercept: float
+    signed: bool
+    padding: int | None  # stored value outside the circular field of view
+    file_order: str  # instance numbers 'up', 'down' or 'shuffled'
+    lattice_mm: float = 2.0
+
+    def rng(self, stream: str) -> np.random.Generator:
+        """A generator of its own for each use, so that changing one leaves the others alone."""
+        return np.random.default_rng([self.seed, self.index, *stream.encode()])
+
+    @property
+    def prone(self) -> bool:
+        return self.position.endswith("P")
+
+
+def draw_recipe(seed: int, index: int, matrix: int = 512, size: str | None = None) -> Recipe:
+    """Draw patient `index` of a cohort; depends on seed and index alone.
+
+    Args:
+        matrix: pixels a side of a slice.
+        size: 'pelvis' (240 to 350 mm tall), 'abdomen' (430 to 600 mm), 'small' (coarse slices, for
+            tests) or None for a random one of the first two.
+    """
+    rng = np.random.default_rng([seed, index, 7])
+    tall = rng.random() < 0.25 if size is None else size == "abdomen"
+    sex = float(rng.beta(0.6, 0.6))
+    scale = float(np.clip(rng.normal(1.0 - 0.03 * sex, 0.045), 0.88, 1.12))
+    scan = _draw_scan(rng, tall, scale, matrix)
+    recipe = Recipe(
+        seed=seed, index=index, sex=sex, scale=scale, matrix=matrix,
+        **scan, **_draw_anatomy(rng, sex), **_draw_extras(rng, tall), **_draw_files(rng),
+    )  # fmt: skip
+    return small(recipe) if size == "small" else recipe
+
+
+def small(recipe: Recipe) -> Recipe:
+    """The same patient in a quick, coarse scan."""
+    from dataclasses import replace
+
+    pixel_mm = recipe.pixel_mm
+    return replace(
+        recipe, pixel_mm=pixel_mm, slice_step_mm=6.0, slice_thickness_mm=6.0, lattice_mm=3.0,
+        bottom_mm=-170.0 * recipe.scale, top_mm=110.0 * recipe.scale, implant="",
+    )  # fmt: skip
+
+
+def _draw_scan(rng: np.random.Generator, tall: bool, scale: float, matrix: int) -> dict:
+    step = float(rng.choice([1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0]))
+    overlap = rng.random()
+    thickness = step * (1.0 if overlap < 0.7 else 1.25 if overlap < 0.9 else 0.8)
+    bottom = float(rng.uniform(-240, -135)) * scale
+    top = float(rng.uniform(250, 360) if tall else rng.uniform(108, 150)) * scale
+    field = float(rng.uniform(330, 500))
+    return {
+        "pixel_mm": round(field / matrix, 6), "slice_step_mm": step,
+        "slice_thickness_mm": round(float(np.clip(thickness, 0.8, 6.0)), 3),
+        "bottom_mm": round(bottom, 1), "top_mm": round(top, 1),
+        "centre_mm": (round(float(rng.normal(0, 7)), 1), round(float(rng.normal(0, 8)), 1)),
+        "table_offset_mm": tuple(round(float(v), 1) for v in rng.uniform(-400, 400, 3) * (0.1, 0.4, 1)),
+        "position": str(rng.choice(POSITIONS, p=[0.55, 0.25, 0.12, 0.08])),
+        "noise_hu": round(float(np.exp(rng.uniform(np.log(6), np.log(45)))), 1),
+        "kernel_px": round(float(rng.uniform(-0.5, 1.0)), 2),
+    }  # fmt: skip
+
+
+def _draw_anatomy(rng: np.random.Generator, sex: float) -> dict:
+    wide = 1 + 0.05 * (sex - 0.5)
+    stretch = rng.normal(1, 0.03, 3) * (wide, 1, 1 - 0.03 * (sex - 0.5))
+    sides = []
+    together = rng.normal(0, 1, 3)
+    for _ in range(2):
+        turn = 0.8 * together + 0.5 * rng.normal(0, 1, 3)
+        sides.append((float(4 + 7 * turn[0]), float(5 * turn[1]), float(8 + 12 * turn[2])))
+    return {
+        "stretch": tuple(float(s) for s in stretch),
+        "pelvis_deg": tuple(float(a) for a in rng.normal(0, 1, 3) * (6, 2.5, 3)),
+        "femur_deg": tuple(sides), "neck_deg": float(rng.normal(0, 4)),
+        "hip_gap_mm": float(rng.uniform(1.2, 4.0)),
+        "sacroiliac_gap_mm": float(rng.uniform(1.2, 3.5)),
+        "cortex_mm": float(rng.uniform(0.9, 2.2)), "cortex_hu": float(rng.uniform(650, 1450)),
+        "trabecular_hu": float(rng.uniform(90, 330)),
+        "fat_mm": float(np.clip(rng.gamma(4, 6), 5, 60)),
+    }  # fmt: skip
+
+
+def _draw_extras(rng: np.random.Generator, tall: bool) -> dict:
+    shares = rng.dirichlet([1.0, 1.0, 0.5, 1.0])
+    contrast = rng.random() < 0.5
+    return {
+        "implant": str(rng.choice(IMPLANTS, p=[0.8, 0.09, 0.03, 0.04, 0.04])),
+        "arms": bool(rng.random() < (0.35 if tall else 0.15)), "table": bool(rng.random() < 0.9),
+        "cables": int(rng.choice([0, 0, 1, 3])),
+        "vessel_hu": float(rng.uniform(110, 330) if contrast else rng.uniform(30, 60)),
+        "bladder_hu": float(rng.choice([rng.uniform(-5, 20), rng.uniform(120, 900)], p=[0.75, 0.25])),
+        "bowel": tuple(float(s) for s in shares[:3]),
+        "calcifications": int(rng.choice([0, 6, 25, 60])),
+    }  # fmt: skip
+
+
+def _draw_files(rng: np.random.Generator) -> dict:
+    slope, intercept, signed = [
+        (1.0, -1024.0, False), (1.0, 0.0, True), (1.0, -1024.0, True), (0.5, -1000.0, False),
+        (2.0, -2000.0, False),
+    ][rng.choice(5, p=[0.4, 0.2, 0.2, 0.1, 0.1])]  # fmt: skip
+    padded = rng.random() < 0.4
+    padding = None if not padded else -2000 if signed else 0
+    return {
+        "slope": slope, "intercept": intercept, "signed": signed, "padding": padding,
+        "file_order": str(rng.choice(["up", "down", "shuffled"], p=[0.5, 0.3, 0.2])),
+    }  # fmt: skip

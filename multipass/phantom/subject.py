@@ -1,0 +1,59 @@
+"""One synthetic patient: recipe, scene and scan put together."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from multipass.phantom.recipe import Recipe, draw_recipe
+from multipass.phantom.scanner import render, scan_grid
+from multipass.phantom.scene import Pose, Skeleton
+from multipass.phantom.tissue import paint_body
+from multipass.volume import Volume, floats3
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A synthetic scan and its reference.
+
+    Attributes:
+        volume: HU, int16 (X, Y, Z), on an upright LPS grid.
+        label: uint8 (X, Y, Z), 1 to 5 in the order of `structures.PELVIS`, 0 elsewhere. The metal
+            of an implant and the coccyx belong to no structure.
+        position: DICOM PatientPosition, HFS, HFP, FFS or FFP.
+        recipe: all that was drawn; the writer takes the file format from it.
+    """
+
+    volume: Volume
+    label: np.ndarray
+    position: str
+    recipe: Recipe
+
+
+def make_subject(
+    seed: int,
+    index: int,
+    *,
+    matrix: int = 512,
+    size: str | None = None,
+    recipe: Recipe | None = None,
+    **overrides,
+) -> Subject:
+    """Make patient `index` of the cohort `seed`.
+
+    Args:
+        matrix: pixels a side of a slice.
+        size: 'pelvis', 'abdomen', 'small' (for tests, about a second with matrix=64) or None.
+        recipe: use this one and ignore seed, index, matrix and size.
+        overrides: fields of `Recipe` to replace, such as position="HFP" or slice_step_mm=1.0.
+    """
+    drawn = recipe or draw_recipe(seed, index, matrix, size)
+    drawn = replace(drawn, **overrides)
+    pose = Pose(drawn)
+    skeleton = Skeleton(drawn, pose)
+    body = paint_body(drawn, pose)
+    grid = scan_grid(drawn)
+    hu, label = render(drawn, list(skeleton.bones.values()), body, grid)
+    origin = floats3(np.add(grid.origin_mm, drawn.table_offset_mm).round(3))
+    return Subject(Volume(hu, replace(grid, origin_mm=origin)), label, drawn.position, drawn)

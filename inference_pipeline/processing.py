@@ -1,0 +1,205 @@
+"""Loading and preparing a new scan, and the way back to the scan's own grid.
+
+    read_scan -> passes.segment (multipass) -> own_grid_labels
+
+A scan keeps its own grid, whatever its orientation; the passes run on its upright copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from multipass import ct, patients, segmentation, series, windows
+from multipass.cases import Case
+from multipass.maps import PassResult
+from multipass.structures import Structure
+from multipass.volume import (
+    AIR_HU,
+    Grid,
+    Volume,
+    axis_order,
+    floats3,
+    from_sitk,
+    from_upright,
+    ints3,
+    resample,
+    to_sitk,
+    upright,
+    upright_grid,
+)
+
+SLAB = 16
+# Below -300 HU, so that the body is told from air, and 0 in the image's range like the original.
+PATIENT_FILE_AIR_HU = -1000.0
+
+
+@dataclass(frozen=True)
+class Scan:
+    """A scan in memory.
+
+    Attributes:
+        grid: as stored.
+        upright: HU in LPS axis order: the same voxels, or resampled where the scan is oblique.
+        slices: the DICOM slices along the third axis of `grid`, () for other formats.
+        notes: what a person should know of this scan.
+    """
+
+    grid: Grid
+    upright: Volume
+    slices: tuple[series.Slice, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def is_oblique(self) -> bool:
+        return axis_order(self.grid) is None
+
+
+def read_scan(case: Case) -> Scan:
+    """The scan in HU.
+
+    Raises:
+        ValueError: the case cannot be segmented; one sentence without the case's name.
+    """
+    if case.series is not None:
+        scan = ct.read_ct(case.series)
+        slices = () if scan.is_tilted else scan.slices
+        return Scan(scan.volume.grid, upright(scan.volume), slices, scan.notes)
+    if case.path.suffix.lower() == ".pkl":
+        return _scan_of_patient(patients.read_patient(case.path))
+    volume = _read_image(case.path)
+    return Scan(volume.grid, upright(volume))
+
+
+def _read_image(path: Path) -> Volume:
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ValueError(f"{path.name}: cannot be read ({reason})") from None
+    if image.GetDimension() == 4 and image.GetSize()[3] == 1:
+        image = image[:, :, :, 0]
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise ValueError(f"{path.name}: {image.GetSize()}, one scalar 3D image is needed")
+    if min(image.GetSize()) < series.MIN_SLICES:
+        raise ValueError(f"{path.name}: {image.GetSize()} voxels, at least 3 along each axis")
+    volume = from_sitk(image)
+    array = volume.array
+    if array.dtype.kind == "f":
+        if not np.isfinite(array).all():
+            raise ValueError(f"{path.name}: holds values that are not numbers")
+        array = np.rint(array)
+    return Volume(np.clip(array, AIR_HU, ct.MAX_HU).astype(np.int16), volume.grid)
+
+
+def _scan_of_patient(patient: dict) -> Scan:
+    """The scan as far as a patient file holds it, on the grid it was made from: the scan window
+    with the finer pelvis crop in its place, and air elsewhere."""
+    source = patient["source"]
+    grid = Grid(
+        ints3(source["size"]),
+        floats3(source["spacing_mm"]),
+        floats3(source["origin_mm"]),
+        tuple(source["direction"]),
+    )
+    target = upright_grid(grid)
+    array = np.empty(target.size, np.int16)
+    views = [Volume(view["image"], patients.window_of(view)) for view in (patient["scan"], patient)]
+    low, high = windows.HU_RANGE
+    for k in range(0, target.size[2], SLAB):
+        depth = min(SLAB, target.size[2] - k)
+        slab = target.cropped((0, 0, k), (*target.size[:2], depth))
+        image, crop = (resample(view, slab, outside=-1.0) for view in views)
+        image = np.where(crop >= 0, crop, image)
+        hounsfield = np.where(image > 0, image * (high - low) + low, PATIENT_FILE_AIR_HU)
+        array[:, :, k : k + depth] = np.rint(hounsfield)
+    return Scan(grid, Volume(array, target), notes=("read from a patient file's two windows",))
+
+
+def read_reference(
+    case: Case, grid: Grid, structures: Sequence[Structure]
+) -> tuple[np.ndarray, list[str]] | None:
+    """The reference's label map on the scan's upright grid in the model's order, and each
+    structure's status; None where no reference lies beside the scan.
+
+    Raises:
+        ValueError: the reference cannot be read or does not fit.
+    """
+    if case.seg:
+        found = segmentation.read_reference(case.seg, upright_grid(grid))
+        values = {segment.structure.key: 1 + k for k, segment in enumerate(found.segments)}
+        statuses = {segment.structure.key: segment.status for segment in found.segments}
+        lookup = np.zeros(len(found.segments) + 1, np.uint8)
+        for k, structure in enumerate(structures):
+            lookup[values.get(structure.key, 0)] = 1 + k
+        lookup[0] = 0
+        return lookup[found.labels()], [statuses.get(s.key, "absent") for s in structures]
+    if case.reference_path is None:
+        return None
+    image = from_sitk(sitk.ReadImage(str(case.reference_path)))
+    if image.grid.size != grid.size or not np.allclose(image.grid.affine, grid.affine, atol=1e-2):
+        raise ValueError(f"{case.reference_path.name} does not lie on the scan's grid")
+    labels = image.array.astype(np.uint8)
+    if axis_order(grid) is not None:
+        labels = upright(Volume(labels, grid)).array
+    present = np.bincount(labels.ravel(order="K"), minlength=len(structures) + 1) > 0
+    return labels, ["complete" if present[1 + k] else "empty" for k in range(len(structures))]
+
+
+# ------------------------------------------------------------- the way back
+
+
+def own_grid_labels(result: PassResult, scan: Scan, labels: np.ndarray) -> np.ndarray:
+    """The label map on the scan's own grid: by transposing `labels`, which lie on the upright grid,
+    or, for an oblique scan, from the class probabilities."""
+    if not scan.is_oblique:
+        return from_upright(labels, scan.grid)
+    return oblique_labels(result, scan.grid)
+
+
+def oblique_labels(result: PassResult, grid: Grid) -> np.ndarray:
+    """Labels on any grid: class probabilities interpolated linearly, then the likeliest class; slab
+    by slab and class by class, so that memory grows with neither.
+
+    Overlapping windows are added up, each weighted by the distance from its own end: the likeliest
+    class is the same whatever the weights' sum. Outside of all windows nothing exceeds 0.
+    """
+    labels = np.zeros(grid.size, np.uint8)
+    classes = range(len(result.probabilities[0]))
+    images = [
+        [_padded_image(p * _ramp(len(result.windows), p.shape[2]), window) for p in probabilities]
+        for window, probabilities in zip(result.windows, result.probabilities, strict=True)
+    ]
+    for k in range(0, grid.size[2], SLAB):
+        depth = min(SLAB, grid.size[2] - k)
+        slab = grid.cropped((0, 0, k), (grid.size[0], grid.size[1], depth))
+        best = np.zeros(slab.size, np.float32)
+        for c in classes:
+            value = sum(_on_grid(window[c], slab) for window in images)
+            wins = value > best
+            labels[:, :, k : k + depth][wins] = c
+            best[wins] = value[wins]
+    return labels
+
+
+def _ramp(windows: int, depth: int) -> np.ndarray | float:
+    if windows == 1:
+        return 1.0
+    steps = np.arange(depth) + 0.5
+    return np.minimum(steps, depth - steps).astype(np.float32)
+
+
+def _padded_image(probabilities: np.ndarray, window: Grid) -> sitk.Image:
+    """One class with a voxel repeated all around: interpolation then reaches the edges."""
+    padded = np.pad(probabilities, 1, mode="edge")
+    return to_sitk(Volume(padded, window.cropped((-1, -1, -1), ints3(np.add(window.size, 2)))))
+
+
+def _on_grid(image: sitk.Image, grid: Grid) -> np.ndarray:
+    placed = grid.size, sitk.Transform(), sitk.sitkLinear
+    resampled = sitk.Resample(image, *placed, grid.origin_mm, grid.spacing_mm, grid.direction, 0.0)
+    return sitk.GetArrayFromImage(resampled).T

@@ -1,0 +1,257 @@
+"""Segment the pelvic bones in CT scans with a trained network.
+
+    python inference_pipeline/run_inference.py
+    python inference_pipeline/run_inference.py --input DIR --output DIR --model best_model.pth
+
+Every DICOM series, NIfTI, NRRD, MHA, patient .pkl or zip under INPUT becomes OUTPUT/<case>/ with
+mask.nii.gz on the scan's own grid, overlay.png and report.json. Where a reference lies beside the
+scan, Dice, HD95, ASSD and NSD of the first and the last pass go into OUTPUT/summary.csv. The exit
+code is 0 only if every case was segmented.
+"""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+# Appended: inserted in front it would hide this folder's processing.py behind the root's.
+sys.path.append(str(ROOT))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+import tyro  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from multipass import __version__, checkpoint, findings, metrics, output, passes  # noqa: E402
+from multipass.cases import Case, find_cases  # noqa: E402
+from multipass.maps import native_labels  # noqa: E402
+from multipass.report import overlay  # noqa: E402
+from multipass.stages import Stages  # noqa: E402
+from multipass.tables import score_lines, write_summary  # noqa: E402
+from processing import Scan, own_grid_labels, read_reference, read_scan  # noqa: E402
+
+TEST_DATA = ROOT / "inference_pipeline" / "test_data"
+RESULTS = ROOT / "inference_pipeline" / "processed_files" / "inference_results"
+MODEL = ROOT / "inference_pipeline" / "best_model.pth"
+OWN_MODEL = ROOT / "best_model.pth"
+INTERRUPTED = 130
+
+
+@dataclass(frozen=True)
+class Options:
+    """CT scans to masks of the pelvic bones."""
+
+    input: Path = TEST_DATA
+    """A folder of scans, or one scan's file."""
+    output: Path = RESULTS
+    """Where each case gets its folder; made if it is missing."""
+    model: Path = MODEL
+    """A checkpoint of training.py."""
+    passes: int = 2
+    """How often the network looks; each pass refines the one before."""
+    quiet: bool = False
+    """No progress bar and no line per case."""
+
+
+@dataclass
+class Outcome:
+    """What became of the cases: rows of summary.csv, flags, and failures with their reason."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    done: list[str] = field(default_factory=list)
+    flagged: list[tuple[str, str]] = field(default_factory=list)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+
+
+def main(options: Options) -> int:
+    model = load_model(options.model)
+    print(introduction(options.model, model))
+    with ExitStack() as stack:
+        found = find_cases(options.input, stack)
+        if not found.cases and not found.refused:
+            raise ValueError(
+                f"no scan in {options.input}: put DICOM series folders, NIfTI, NRRD or MHA files "
+                "there, or name another folder with --input"
+            )
+        outcome = Outcome(failed=list(found.refused))
+        try:
+            segment_all(found.cases, model, options, outcome)
+        except KeyboardInterrupt:
+            conclude(outcome, options)
+            print("Stopped. Finished cases are whole.", file=sys.stderr)
+            return INTERRUPTED
+    conclude(outcome, options)
+    return 1 if outcome.failed else 0
+
+
+def load_model(path: Path) -> checkpoint.Model:
+    """The network on CUDA where there is one.
+
+    Raises:
+        ValueError: there is no checkpoint, or it is not one of ours.
+    """
+    if not path.is_file():
+        trained = f"; one that you trained lies at {OWN_MODEL}" if OWN_MODEL.is_file() else ""
+        raise ValueError(
+            f"no network at {path}: `make demo` trains one on synthetic scans, python training.py "
+            f"on yours; then pass --model{trained}"
+        )
+    return checkpoint.load(path, "cuda" if torch.cuda.is_available() else "cpu")
+
+
+def introduction(path: Path, model: checkpoint.Model) -> str:
+    trained_on = model.info.get("trained_on") or {}
+    if isinstance(trained_on, dict):
+        description = trained_on.get("description", "")
+        count = trained_on.get("patients", "an unknown number of")
+        trained_on = f"{count} patients" + (f" ({description})" if description else "")
+    when = str(model.info.get("date") or "an unknown day")[:10]
+    line = f"Network {path}, SHA-256 {model.sha256}, trained on {trained_on}, {when}."
+    if OWN_MODEL.is_file() and checkpoint.file_sha256(OWN_MODEL) != model.sha256:
+        line += f" A network you trained lies at {OWN_MODEL}: pass --model or copy it."
+    return line
+
+
+def segment_all(
+    cases: list[Case], model: checkpoint.Model, options: Options, outcome: Outcome
+) -> None:
+    """Segments case after case; a failing one is noted and the others go on."""
+    bar = tqdm(cases, unit="case", disable=options.quiet)
+    for case in bar:
+        stages = Stages(
+            announce=lambda stage, name=case.name: bar.set_postfix_str(f"{name}: {stage}")
+        )
+        try:
+            report = segment_case(case, model, options, stages)
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            outcome.failed.append((case.name, one_sentence(error)))
+            continue
+        outcome.done.append(case.name)
+        outcome.rows += report["scores"]
+        outcome.flagged += [(case.name, flag) for flag in report["flags"]]
+        if "reference_problem" in report:
+            outcome.failed.append((case.name, report["reference_problem"]))
+        if not options.quiet:
+            flags = f" ({'; '.join(report['flags'])})" if report["flags"] else ""
+            tqdm.write(f"{case.name}: {report['seconds']:.1f} s{flags}")
+
+
+def segment_case(
+    case: Case, model: checkpoint.Model, options: Options, stages: Stages
+) -> dict[str, Any]:
+    """One scan from its files to its folder of results; returns report.json's content.
+
+    Raises:
+        ValueError: the scan cannot be read or segmented.
+    """
+    with stages.stage("read"):
+        scan = read_scan(case)
+    with stages.stage("passes"):
+        results = passes.segment(model, scan.upright, options.passes)
+    with stages.stage("way back"):
+        labels = native_labels(results[-1], scan.upright.grid)
+        mask = own_grid_labels(results[-1], scan, labels)
+    with stages.stage("findings"):
+        structures = findings.describe(labels, scan.upright, results, model.structures)
+        flags = [*scan.notes, *findings.flags_of(structures, model.structures, results)]
+    report: dict[str, Any] = {
+        "case": case.name,
+        "input": {"path": case.path, "sha256": output.sha256_of(case.files)},
+        "model": {"path": options.model, "sha256": model.sha256, **model.info},
+        "passes": len(results),
+        "grid": vars(scan.grid),
+        "is_oblique": scan.is_oblique,
+        "structures": structures,
+        "flags": flags,
+    }
+    with stages.stage("scores"):
+        report |= scores(case, scan, labels, results, model, structures)
+    reference = report.pop("reference", None)
+    with output.case_folder(options.output, case.name) as folder:
+        with stages.stage("mask"):
+            output.write_mask(folder / "mask.nii.gz", mask, scan.grid)
+        with stages.stage("overlay"):
+            size = " x ".join(map(str, scan.grid.size))
+            spacing = " x ".join(f"{v:.2f}" for v in scan.grid.spacing_mm)
+            title = f"{case.name}   {size} at {spacing} mm"
+            overlay(
+                folder / "overlay.png",
+                scan.upright,
+                labels,
+                model.structures,
+                title,
+                flags,
+                reference,
+            )
+        report["stages"] = stages.taken
+        report["seconds"] = round(sum(s["seconds"] or 0 for s in stages.taken.values()), 2)
+        report["versions"] = {"multipass": __version__, **checkpoint.versions()}
+        output.write_json(folder / "report.json", report)
+    return report
+
+
+def scores(
+    case: Case,
+    scan: Scan,
+    labels: np.ndarray,
+    results: list[passes.PassResult],
+    model: checkpoint.Model,
+    structures: list[dict[str, Any]],
+) -> dict[str, Any]:
+    """Rows of summary.csv: with a reference, the scores of the first and the last pass, else the
+    last pass's volumes; and the reference's label map, or why it could not be used."""
+    names = [structure.name for structure in model.structures]
+    last = len(results)
+    plain = [
+        {"structure": row["name"], "volume_ml": row["visible_ml"], "pass": last}
+        for row in structures
+    ]
+    found: dict[str, Any] = {}
+    try:
+        reference = read_reference(case, scan.grid, model.structures)
+    except (ValueError, OSError, RuntimeError) as error:
+        reference = None
+        found["reference_problem"] = f"its reference was not used, {one_sentence(error)}"
+    rows = plain
+    if reference is not None:
+        found["reference"], statuses = reference
+        spacing = scan.upright.grid.spacing_mm
+        rows = []
+        for number in sorted({1, last}):
+            compared = labels if number == last else native_labels(results[0], scan.upright.grid)
+            for row in metrics.compare(compared, reference[0], spacing, names, statuses):
+                rows.append({**row, "pass": number})
+    for row in rows:
+        row |= {"case": case.name, "value": names.index(row["structure"]) + 1}
+    return {**found, "scores": rows}
+
+
+def conclude(outcome: Outcome, options: Options) -> None:
+    """Writes summary.csv; prints scores, flags and failures."""
+    if outcome.rows:
+        write_summary(options.output / "summary.csv", outcome.rows)
+    for line in score_lines(outcome.rows):
+        print(line)
+    for name, flag in outcome.flagged:
+        print(f"Flag: {name}: {flag}")
+    for name, reason in outcome.failed:
+        print(f"Failed: {name}: {reason}", file=sys.stderr)
+    print(f"{len(outcome.done)} cases segmented, results in {options.output}")
+
+
+def one_sentence(error: BaseException) -> str:
+    text = " ".join(str(error).split())[:300]
+    return text or type(error).__name__
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(tyro.cli(Options, description=__doc__)))
+    except ValueError as error:
+        sys.exit(f"run_inference.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit(INTERRUPTED)

@@ -1,0 +1,235 @@
+"""Finding the scans to segment below a folder: DICOM series, image files, patient files, archives.
+
+A reference is a DICOM SEG in the same tree that names the series (or names none and lies beside a
+single one), or, beside an image file, a label map of the same name with `_seg`, `-seg`, `_label`,
+`-label`, `_reference` or `-reference` appended (`scan.nii.gz`, `scan_seg.nii.gz`), on the scan's
+grid, its values those of the structure table.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import zipfile
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from multipass import series
+from multipass.patients import DATASET_NAME
+
+IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
+KNOWN_SUFFIXES = (*IMAGE_SUFFIXES, ".pkl", ".zip")
+# Detached pixel data of .nhdr and .mhd, and what people leave beside their scans.
+IGNORED_SUFFIXES = (".raw", ".zraw", ".md", ".txt", ".json", ".csv", ".png", ".html")
+REFERENCE_ENDINGS = ("_seg", "-seg", "_label", "-label", "_reference", "-reference")
+CT_FOLDER, SEG_FOLDER, LANDMARK_FOLDER = "im_1", "im_3", "im_2"
+RESERVED_NAMES = {"summary.csv", "index.html", "con", "prn", "aux", "nul"}
+MAX_NAME = 80
+# Guards against archives that unpack to absurd sizes; a CT of 1000 slices is 0.5 GB.
+MAX_ZIP_BYTES = 40 << 30
+
+
+@dataclass(frozen=True)
+class Case:
+    """One scan to segment: a DICOM series, or the file at `path`.
+
+    Attributes:
+        name: safe as a folder's name, and unique among the cases found with it.
+        seg: SEG files that belong to the series.
+        reference_path: a label map beside an image file.
+    """
+
+    name: str
+    path: Path
+    series: series.Series | None = None
+    seg: tuple[series.SegHeader, ...] = ()
+    reference_path: Path | None = None
+
+    @property
+    def files(self) -> list[Path]:
+        """What the scan is read from, in a fixed order."""
+        if self.series is None:
+            return [self.path]
+        return sorted({piece.path for piece in self.series.slices})
+
+
+@dataclass
+class Found:
+    """Cases, and what should have been one but cannot: (name, sentence)."""
+
+    cases: list[Case] = field(default_factory=list)
+    refused: list[tuple[str, str]] = field(default_factory=list)
+
+
+def find_cases(root: Path, stack: ExitStack) -> Found:
+    """All cases below a folder, or those in one file.
+
+    Args:
+        stack: keeps unpacked archives until it is closed.
+
+    Raises:
+        ValueError: there is no such folder or file.
+    """
+    if not root.exists():
+        raise ValueError(f"{root}: no such file or folder")
+    found = Found()
+    files = [root] if root.is_file() else _files_below(root)
+    for path in files:
+        if path.name.lower().endswith(".zip"):
+            _add_zip(path, found, stack)
+        elif _stem(path) is not None and path.name != DATASET_NAME and not _is_reference(path):
+            found.cases.append(Case(_stem(path) or "", path, reference_path=_reference(path)))
+    unknown = [p for p in files if _stem(p) is None and p.suffix.lower() not in IGNORED_SUFFIXES]
+    for unit, members in _units(root, unknown):
+        _add_dicom(unit, members, found)
+    found.cases = _uniquely_named(found.cases)
+    return found
+
+
+def _files_below(root: Path) -> list[Path]:
+    files = []
+    for folder, folders, names in os.walk(root):
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        files += [Path(folder) / name for name in sorted(names) if not name.startswith(".")]
+    return files
+
+
+# -------------------------------------------------------------------- DICOM
+
+
+def _units(root: Path, files: Sequence[Path]) -> Iterator[tuple[Path, list[Path]]]:
+    """Groups of files that are searched for series together: a CTPEL patient folder; the root, if
+    files lie in it directly; else each of its children."""
+    units: dict[Path, list[Path]] = {}
+    in_root = any(p.parent == root or p == root for p in files)
+    for path in files:
+        unit = root if in_root else root / path.relative_to(root).parts[0]
+        for parent in path.parents:
+            if parent.name in (CT_FOLDER, SEG_FOLDER, LANDMARK_FOLDER) and (
+                (parent.parent / CT_FOLDER).is_dir()
+            ):
+                unit = parent.parent
+            if parent == root:
+                break
+        units.setdefault(unit, []).append(path)
+    yield from units.items()
+
+
+def _add_dicom(unit: Path, members: list[Path], found: Found) -> None:
+    if (unit / CT_FOLDER).is_dir():
+        held = series.find([unit / name for name in (CT_FOLDER, SEG_FOLDER)])
+        held.ct = [s for s in held.ct if s.slices and CT_FOLDER in s.slices[0].path.parts]
+    else:
+        held = series.find(unit) if unit.is_dir() else _one_file(unit)
+    fit = [s for s in held.ct if len(s.slices) >= series.MIN_SLICES and not _is_localizer(s)]
+    if not fit:
+        if not held.seg or held.ct:
+            found.refused.append((unit.name, _why_none(held)))
+        return
+    names = [_name_of(one, unit) for one in fit]
+    for one, name in zip(fit, names, strict=True):
+        if names.count(name) > 1:
+            name = f"{name}_{one.number}_{one.description}"
+        seg = tuple(header for header in held.seg if _belongs(header, one, fit))
+        found.cases.append(Case(name, unit, series=one, seg=seg))
+
+
+def _is_localizer(one: series.Series) -> bool:
+    return "LOCALIZER" in one.image_type
+
+
+def _why_none(held: series.Found) -> str:
+    try:
+        series.choose(held)
+    except ValueError as error:
+        return str(error)
+    raise AssertionError("a folder without a fit series has a reason")
+
+
+def _name_of(one: series.Series, unit: Path) -> str:
+    """The unit's name and the path of the series' folder below it."""
+    folder = Path(os.path.commonpath([piece.path.parent for piece in one.slices]))
+    below = folder.relative_to(unit).parts if folder != unit and unit in folder.parents else ()
+    start = unit.parent if unit.name == CT_FOLDER else unit
+    return "_".join([start.resolve().name, *(p for p in below if p != CT_FOLDER)])
+
+
+def _one_file(path: Path) -> series.Found:
+    """A single DICOM file, for multi-frame CT."""
+    with TemporaryDirectory(prefix="multipass_") as folder:
+        os.link(path, Path(folder) / "image.dcm")
+        held = series.find(Path(folder))
+    held.ct = [
+        replace(s, slices=tuple(replace(piece, path=path) for piece in s.slices)) for s in held.ct
+    ]
+    return held
+
+
+def _belongs(header: series.SegHeader, one: series.Series, fit: Sequence[series.Series]) -> bool:
+    if any(s.uid == header.series_uid for s in fit):
+        return header.series_uid == one.uid
+    return len(fit) == 1
+
+
+# ------------------------------------------------------- images and archives
+
+
+def _add_zip(path: Path, found: Found, stack: ExitStack) -> None:
+    folder = Path(stack.enter_context(TemporaryDirectory(prefix="multipass_")))
+    try:
+        with zipfile.ZipFile(path) as archive:
+            total = sum(item.file_size for item in archive.infolist())
+            if total > MAX_ZIP_BYTES:
+                raise ValueError(f"it would unpack to {total / 2**30:.0f} GiB")
+            archive.extractall(folder)
+    except (ValueError, RuntimeError, zipfile.BadZipFile, OSError) as error:
+        found.refused.append((path.name, f"cannot be unpacked ({error})"))
+        return
+    inner = find_cases(folder, stack)
+    for case in inner.cases:
+        alone = len(inner.cases) == 1
+        found.cases.append(replace(case, name=path.stem if alone else f"{path.stem}_{case.name}"))
+    found.refused += [(f"{path.name}: {name}", reason) for name, reason in inner.refused]
+    if not inner.cases and not inner.refused:
+        found.refused.append((path.name, "no scan in it"))
+
+
+def _stem(path: Path) -> str | None:
+    """The name without its suffix of an image, patient file or archive; None: another file."""
+    for suffix in KNOWN_SUFFIXES:
+        if path.name.lower().endswith(suffix):
+            return path.name[: -len(suffix)]
+    return None
+
+
+def _is_reference(path: Path) -> bool:
+    stem = _stem(path) or ""
+    for ending in REFERENCE_ENDINGS:
+        if stem.lower().endswith(ending):
+            scan = stem[: -len(ending)]
+            return any(_stem(p) == scan for p in path.parent.iterdir() if p != path)
+    return False
+
+
+def _reference(path: Path) -> Path | None:
+    endings = {f"{_stem(path)}{ending}".lower() for ending in REFERENCE_ENDINGS}
+    beside = sorted(p for p in path.parent.iterdir() if p.name.lower().endswith(IMAGE_SUFFIXES))
+    return next((p for p in beside if (_stem(p) or "").lower() in endings), None)
+
+
+def _uniquely_named(cases: Sequence[Case]) -> list[Case]:
+    """The cases with names that are safe as a folder's and unique whatever the letters' case."""
+    used = set(RESERVED_NAMES)
+    named = []
+    for case in cases:
+        stem = re.sub(r"[^\w.-]+", "_", case.name).strip("._")[:MAX_NAME] or "case"
+        name, count = stem, 1
+        while name.lower() in used:
+            count += 1
+            name = f"{stem}_{count}"
+        used.add(name.lower())
+        named.append(replace(case, name=name))
+    return named

@@ -1,0 +1,163 @@
+"""What a person should know of a result: figures per structure, and flags where it may be wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from scipy import ndimage
+
+from multipass.maps import PassResult, apply_rows, confidence, shared_rows
+from multipass.structures import Structure, mirror_partners
+from multipass.volume import Grid, Volume, floats3
+
+# Below it the network is unsure on average inside a structure.
+LOW_CONFIDENCE = 0.7
+# 1 - Dice between the last two passes, on the last pass's window.
+LARGE_DISAGREEMENT = 0.3
+# A second part of a structure counts from 1 mL: smaller ones are specks.
+PART_ML = 1.0
+# Whole bones of adults with a wide margin, in mL; (lower, upper) per code. The lower bound applies
+# to complete structures only.
+PLAUSIBLE_ML = {
+    ("SCT", "29836001"): (120.0, 800.0),
+    ("SCT", "54735007"): (60.0, 500.0),
+    ("SCT", "71341001"): (20.0, 1000.0),
+}
+
+
+def describe(
+    labels: np.ndarray,
+    volume: Volume,
+    results: Sequence[PassResult],
+    structures: Sequence[Structure],
+) -> list[dict[str, Any]]:
+    """Figures per structure.
+
+    Args:
+        labels: on the volume's upright grid.
+        results: of all passes.
+
+    Returns:
+        name, value (in the mask), code, status ('complete', 'cut' by the field of view, 'missing'),
+        volume_ml (None unless complete), visible_ml, mean_hu, centre_mm, confidence, disagreement
+        between the last two passes, parts. What cannot be known is None.
+    """
+    boxes = ndimage.find_objects(labels, max_label=len(structures))
+    sure = confidence(results[-1])
+    differing = disagreement(results, len(structures))
+    parts = count_parts(results[-1], len(structures))
+    rows = []
+    for k, structure in enumerate(structures):
+        row = {"name": structure.name, "value": k + 1, "code": list(structure.key)}
+        row |= _inside(labels, boxes[k], k + 1, volume)
+        found = row["status"] != "missing"
+        row["confidence"] = sure[k] if found else None
+        row["disagreement"] = differing[k] if found and differing else None
+        row["parts"] = parts[k] if found else 0
+        rows.append(row)
+    return rows
+
+
+def flags_of(
+    rows: Sequence[dict[str, Any]], structures: Sequence[Structure], results: Sequence[PassResult]
+) -> list[str]:
+    """Sentences on what may be wrong, the gravest first; from the rows of `describe`."""
+    missing = [row["name"] for row in rows if row["status"] == "missing"]
+    if len(missing) == len(rows):
+        return ["no pelvis found: the mask is empty"]
+    flags = list(dict.fromkeys(flag for result in results for flag in result.flags))
+    named = {
+        "missing": missing,
+        "left and right inverted": _inverted(rows, structures),
+        "cut by the field of view": [r["name"] for r in rows if r["status"] == "cut"],
+        "in several parts": [r["name"] for r in rows if r["parts"] > 1],
+        "implausible volume": [r["name"] for r in rows if _is_implausible(r)],
+        "low confidence": [r["name"] for r in rows if _above(LOW_CONFIDENCE, r["confidence"])],
+        "the passes disagree": [
+            r["name"] for r in rows if _above(r["disagreement"], LARGE_DISAGREEMENT)
+        ],
+    }
+    return flags + [f"{what}: {', '.join(names)}" for what, names in named.items() if names]
+
+
+def disagreement(results: Sequence[PassResult], count: int) -> list[float]:
+    """1 - Dice between the last two passes per structure, on the last pass's windows; [] for one
+    pass."""
+    if len(results) < 2:
+        return []
+    common, total = np.zeros(count + 1), np.zeros(count + 1)
+    for window, probabilities in zip(results[-1].windows, results[-1].probabilities, strict=True):
+        before = _seen_through(results[-2], window).argmax(0).ravel()
+        after = probabilities.argmax(0).ravel()
+        common += np.bincount(after[after == before], minlength=count + 1)
+        total += np.bincount(before, minlength=count + 1)
+        total += np.bincount(after, minlength=count + 1)
+    return [float(1 - 2 * c / t) if t else 0.0 for c, t in zip(common[1:], total[1:], strict=True)]
+
+
+def count_parts(result: PassResult, count: int) -> list[int]:
+    """Disjoint parts of at least 1 mL per structure, the most in any of the windows."""
+    parts = [0] * count
+    for window, probabilities in zip(result.windows, result.probabilities, strict=True):
+        winner = probabilities.argmax(0)
+        for k in range(count):
+            pieces, _ = ndimage.label(winner == k + 1)
+            sizes = np.bincount(pieces.ravel())[1:] * window.voxel_ml
+            parts[k] = max(parts[k], int((sizes >= PART_ML).sum()))
+    return parts
+
+
+def _seen_through(result: PassResult, window: Grid) -> np.ndarray:
+    x, y, zs = shared_rows(result.windows, window.box_mm(), window.size)
+    return sum(
+        apply_rows(torch.as_tensor(p)[None], [x[None], y[None], z[None]])[0].numpy()
+        for p, z in zip(result.probabilities, zs, strict=True)
+    )
+
+
+def _inside(
+    labels: np.ndarray, box: tuple[slice, ...] | None, value: int, volume: Volume
+) -> dict[str, Any]:
+    if box is None:
+        nothing = dict.fromkeys(("volume_ml", "visible_ml", "mean_hu", "centre_mm"))
+        return {"status": "missing", **nothing}
+    inside = labels[box] == value
+    count = int(np.count_nonzero(inside))
+    visible_ml = count * volume.grid.voxel_ml
+    is_cut = any(s.start == 0 or s.stop == n for s, n in zip(box, labels.shape, strict=True))
+    middle = [
+        float(np.count_nonzero(inside, axis=tuple(d for d in range(3) if d != axis)) @ places)
+        / count
+        for axis, places in enumerate(np.arange(s.start, s.stop) for s in box)
+    ]
+    centre = np.asarray(volume.grid.origin_mm) + np.asarray(middle) * volume.grid.spacing_mm
+    return {
+        "status": "cut" if is_cut else "complete",
+        "volume_ml": None if is_cut else visible_ml,
+        "visible_ml": visible_ml,
+        "mean_hu": float(volume.array[box][inside].mean()),
+        "centre_mm": [round(v, 2) for v in floats3(centre)],
+    }
+
+
+def _inverted(rows: Sequence[dict[str, Any]], structures: Sequence[Structure]) -> list[str]:
+    """Structures that lie to the patient's wrong side of their partner; LPS x grows to the left."""
+    names = []
+    for k, partner in enumerate(mirror_partners(structures)):
+        here, there = rows[k]["centre_mm"], rows[partner]["centre_mm"]
+        if structures[k].side == "left" and partner != k and here and there and here[0] < there[0]:
+            names += [rows[k]["name"], rows[partner]["name"]]
+    return names
+
+
+def _is_implausible(row: dict[str, Any]) -> bool:
+    scheme, value, _ = row["code"]
+    low, high = PLAUSIBLE_ML.get((scheme, value), (0.0, float("inf")))
+    return _above(row["visible_ml"], high) or _above(low, row["volume_ml"])
+
+
+def _above(value: float | None, limit: float | None) -> bool:
+    return value is not None and limit is not None and value > limit

@@ -1,0 +1,86 @@
+"""Writing a case's results: whole or not at all, and read back before they count."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import shutil
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+
+from multipass.patients import replacing
+from multipass.volume import Grid, Volume, from_sitk, to_sitk
+
+# NIfTI keeps the affine in float32; 0.01 mm is far below a voxel.
+SAME_PLACE_MM = 0.01
+HASH_CHUNK = 1 << 22
+
+
+@contextmanager
+def case_folder(output: Path, name: str) -> Iterator[Path]:
+    """A temporary folder that becomes `output/name` when the block ends without an error."""
+    temporary, final = output / f".{name}.partial", output / name
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if final.exists():
+            shutil.rmtree(final)
+        temporary.replace(final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def write_mask(path: Path, labels: np.ndarray, grid: Grid) -> None:
+    """Writes a label map as NIfTI, reads it back and compares.
+
+    Raises:
+        ValueError: the file does not hold the same voxels at the same places.
+    """
+    sitk.WriteImage(to_sitk(Volume(labels, grid)), str(path), useCompression=True)
+    written = from_sitk(sitk.ReadImage(str(path)))
+    if not np.array_equal(written.array, labels):
+        raise ValueError(f"{path.name}: what was read back differs from the mask; disk full?")
+    if np.abs(_corners(written.grid) - _corners(grid)).max() > SAME_PLACE_MM:
+        raise ValueError(f"{path.name}: its format cannot hold this scan's axes")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Strict JSON: NaN becomes null."""
+    with replacing(path) as temporary:
+        text = json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False)
+        temporary.write_text(text, encoding="utf-8")
+
+
+def sha256_of(paths: Iterable[Path]) -> str:
+    """Over the files' contents in the order given."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(HASH_CHUNK):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _corners(grid: Grid) -> np.ndarray:
+    last = np.asarray(grid.size) - 1
+    indices = np.array([(i, j, k) for i in (0, 1) for j in (0, 1) for k in (0, 1)]) * last
+    return indices @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, (float, np.floating)):
+        return float(value) if math.isfinite(value) else None
+    if isinstance(value, np.integer):
+        return int(value)
+    return str(value) if isinstance(value, Path) else value

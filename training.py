@@ -29,7 +29,7 @@ from multipass import checkpoint
 from multipass.batches import Batches
 from multipass.cohort import Cohort
 from multipass.loss import hard_dice, soft_loss
-from multipass.network import MultiPassUNet
+from multipass.network import FILTERS, MultiPassUNet
 from multipass.passes import precision, run
 from multipass.processes import average_gradients, rank, start_processes, world_size
 from multipass.report import cohort_sheet, sheet_entry
@@ -43,7 +43,7 @@ PREVIEWED = 8
 # Must be the same in an interrupted run and its continuation.
 SETTINGS = (
     *("seed", "passes", "window", "folds", "fold", "batch_size", "steps_per_epoch"),
-    *("lr", "weight_decay", "schedule", "ema"),
+    *("filters", "lr", "weight_decay", "schedule", "ema"),
 )
 
 
@@ -69,6 +69,8 @@ class Options:
     schedule: Literal["cosine", "plateau"] = "cosine"
     ema: float = 0.999
     """decay of the weight average, which is what is validated and saved"""
+    filters: tuple[int, int, int, int] = FILTERS
+    """channels of the network's levels"""
     passes: int = 2
     window: Literal["pelvis", "scan"] = "pelvis"
     """what the passes after the first see"""
@@ -112,7 +114,7 @@ def main(options: Options) -> None:
         preview(batches, options.output / "preview.png")
         return
 
-    network = MultiPassUNet(classes=1 + len(cohort.structures)).to(device)
+    network = MultiPassUNet(1 + len(cohort.structures), options.filters).to(device)
     if options.init:
         new = start_from(network, cohort.structures, options.init)
         say(f"Weights of {options.init}; new structures: {', '.join(new) or 'none'}.")

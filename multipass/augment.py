@@ -114,7 +114,9 @@ class RandPlacement(Randomizable):
 
     def _pelvis_box(self, sample: Sample, centre: np.ndarray, scan_box: np.ndarray) -> np.ndarray:
         """The box of the deformed bones as inference would set it, displaced as it may err."""
-        points = centre + (sample.points_mm - centre) @ np.linalg.inv(self.linear).T
+        inverse = np.linalg.inv(self.linear).T
+        points = centre + (sample.points_mm - centre) @ inverse
+        points = points - self._elastic_at(points, scan_box) @ inverse
         inside = ((points > scan_box[0]) & (points < scan_box[1])).all(axis=1)
         if inside.sum() < FEW_POINTS:
             return scan_box.copy()
@@ -122,6 +124,11 @@ class RandPlacement(Randomizable):
         box = np.stack([points.min(0) - MARGIN_MM, points.max(0) + MARGIN_MM])
         box = self._displaced(box, self.space.box_scale)
         return np.clip(box, scan_box[0], scan_box[1])
+
+    def _elastic_at(self, points: np.ndarray, domain: np.ndarray) -> np.ndarray:
+        x, y, z = (_spline_rows(points[:, a], domain[:, a]) for a in range(3))
+        field = np.einsum("pi,ijkc->pjkc", x, self.elastic_mm, optimize=True)
+        return np.einsum("pj,pk,pjkc->pc", y, z, field, optimize=True)
 
     def _displaced(self, box: np.ndarray, scales: tuple[float, float]) -> np.ndarray:
         middle, half = box.mean(0), (box[1] - box[0]) / 2 * self.R.uniform(*scales, 3)
@@ -144,9 +151,8 @@ def _corners(box: np.ndarray) -> np.ndarray:
     return np.stack(np.meshgrid(*box.T, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
-def _spline_rows(lo: float, hi: float, size: int, domain: tuple[float, float]) -> np.ndarray:
-    """(size, n) cubic B-spline weights of the control points at a window's voxel centres."""
-    at = lo + (np.arange(size) + 0.5) / size * (hi - lo)
+def _spline_rows(at: np.ndarray, domain: np.ndarray) -> np.ndarray:
+    """(len(at), n) cubic B-spline weights of the control points at positions in mm."""
     at = (at - domain[0]) / (domain[1] - domain[0]) * (CONTROL - 3) + 1
     away = np.abs(at[:, None] - np.arange(CONTROL))
     near = 2 / 3 - away**2 + away**3 / 2
@@ -157,14 +163,12 @@ def _sampling_grid(place: Placement, box: np.ndarray, source: np.ndarray, device
     """(X, Y, Z, 3) where a window's voxels lie in a source box: -1 and 1 are its edges, z first."""
     control = (place.control_mm - source[0]) / (source[1] - source[0]) * 2 - 1
     grid = torch.as_tensor(control[..., ::-1].copy(), dtype=torch.float32, device=device)
-    rows = [
-        torch.as_tensor(
-            _spline_rows(box[0, a], box[1, a], GRID_SIZE[a], tuple(place.domain[:, a])),
-            dtype=torch.float32,
-            device=device,
-        )
-        for a in range(3)
-    ]
+    rows = []
+    for axis, size in enumerate(GRID_SIZE):
+        steps = (np.arange(size) + 0.5) / size
+        at = box[0, axis] + steps * (box[1, axis] - box[0, axis])
+        weights = _spline_rows(at, place.domain[:, axis])
+        rows.append(torch.as_tensor(weights, dtype=torch.float32, device=device))
     grid = torch.einsum("xi,ijkc->xjkc", rows[0], grid)
     grid = torch.einsum("yj,xjkc->xyck", rows[1], grid)
     return (grid @ rows[2].T).permute(0, 1, 3, 2).contiguous()

@@ -119,7 +119,7 @@ def _view(volume: Volume, reference: Reference, window: Grid) -> dict:
     background = 255 - np.minimum(fractions.sum(axis=0, dtype=np.uint16), 255)
     ranked = np.concatenate([background[None].astype(np.uint8), fractions])
     return {
-        "image": window_image(volume, window).astype(np.float16),
+        "image": window_image(volume, window).astype(np.float16, order="C"),
         "label": ranked.argmax(axis=0).astype(np.uint8),
         "fractions": fractions,
         "window": {

@@ -255,12 +255,15 @@ def resample(volume: Volume, target: Grid, outside: float | None = None) -> np.n
     wx, wy, wz = (w[:, lo:hi] for w, (lo, hi) in zip(weights, spans, strict=True))
     zyx = volume.array.transpose(2, 1, 0)[tuple(slice(lo, hi) for lo, hi in reversed(spans))]
     nx, ny, nz = target.size
-    total = np.zeros((nz, ny * nx), np.float32)
+    total = np.zeros((nz, nx * ny), np.float32)
     for k in range(0, zyx.shape[0], SLAB_SLICES):
         slab = zyx[k : k + SLAB_SLICES].astype(np.float32, order="C")
-        plane = np.matmul(wy, np.matmul(slab, wx.T))
-        total += wz[:, k : k + SLAB_SLICES] @ plane.reshape(len(slab), -1)
-    result = total.reshape(nz, ny, nx).transpose(2, 1, 0)
+        # One large product an axis: many small ones make BLAS threads wait for each other.
+        n, rows, columns = slab.shape
+        along_x = (slab.reshape(n * rows, columns) @ wx.T).reshape(n, rows, nx)
+        along_y = np.ascontiguousarray(along_x.transpose(0, 2, 1)).reshape(n * nx, rows) @ wy.T
+        total += wz[:, k : k + SLAB_SLICES] @ along_y.reshape(n, nx * ny)
+    result = total.reshape(nz, nx, ny).transpose(1, 2, 0)
     if outside:
         inside = [w.any(axis=1) for w in weights]
         result[~np.einsum("i,j,k->ijk", *inside)] = outside

@@ -14,7 +14,7 @@ from scipy.interpolate import PchipInterpolator
 from scipy.spatial import cKDTree
 
 FAR_MM = 30.0  # distances beyond the reach of a shape are cut to this
-REACH_MM = 10.0  # a shape's distance is worked out this far from its surface
+REACH_MM = 14.0  # a shape's distance is worked out this far from its surface
 STEP_MM = 2.0  # between ball centres: a blade of 3.5 mm radius then ripples by 0.15 mm
 
 
@@ -29,11 +29,17 @@ class Cloud:
         self.reach = float(margin)
         self.lower, self.upper = balls[:, :3].min(0) - margin, balls[:, :3].max(0) + margin
 
-    def __call__(self, points: np.ndarray) -> np.ndarray:
+    def near(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of the points within reach of the cloud's box, and their distances."""
         near = np.flatnonzero(within(points, self.lower, self.upper))
-        result = np.full(len(points), FAR_MM, np.float32)
         distance, nearest = self.tree.query(points[near], distance_upper_bound=self.reach)
-        result[near] = np.minimum(distance - self.radii[nearest], FAR_MM)
+        result = np.minimum(distance - self.radii[nearest], FAR_MM).astype(np.float32)
+        return near, result
+
+    def __call__(self, points: np.ndarray) -> np.ndarray:
+        near, distance = self.near(points)
+        result = np.full(len(points), FAR_MM, np.float32)
+        result[near] = distance
         return result
 
 
@@ -67,17 +73,24 @@ def tube(points: Sequence[Sequence[float]], step_mm: float = STEP_MM) -> Cloud:
     return Cloud(_resample(np.asarray(points, float), 0, step_mm))
 
 
+def length(points: np.ndarray, centre: Sequence[float] = (0, 0, 0)) -> np.ndarray:
+    total = np.zeros(len(points), np.float32)
+    for axis in range(3):
+        total += (points[:, axis] - np.float32(centre[axis])) ** 2
+    return np.sqrt(total)
+
+
 def ball(points: np.ndarray, centre: Sequence[float], radius: float) -> np.ndarray:
-    return np.linalg.norm(points - np.asarray(centre, np.float32), axis=1) - np.float32(radius)
+    return length(points, centre) - np.float32(radius)
 
 
 def ellipsoid(points: np.ndarray, centre: Sequence[float], radii: Sequence[float]) -> np.ndarray:
     """Approximate distance (exact on the surface) to an ellipsoid along the axes."""
     radii_mm = np.asarray(radii, np.float32)
     scaled = (points - np.asarray(centre, np.float32)) / radii_mm
-    length = np.linalg.norm(scaled, axis=1)
-    slope = np.linalg.norm(scaled / radii_mm, axis=1)
-    return length * (length - 1) / np.maximum(slope, np.float32(1e-4))
+    rho = length(scaled)
+    slope = length(scaled / radii_mm)
+    return rho * (rho - 1) / np.maximum(slope, np.float32(1e-4))
 
 
 def plane(points: np.ndarray, through: Sequence[float], normal: Sequence[float]) -> np.ndarray:

@@ -113,7 +113,7 @@ def _without_duplicates(ordered: list[Slice]) -> tuple[list[Slice], list[str]]:
         if np.linalg.norm(np.subtract(current.position_mm, last.position_mm)) > SAME_PLACE_MM:
             kept.append(current)
             continue
-        if not np.array_equal(next(_frames([current])), next(_frames([last]))):
+        if not np.array_equal(next(hounsfield_frames([current])), next(hounsfield_frames([last]))):
             raise ValueError(
                 f"several different slices at one place, {last.path.name} and "
                 f"{current.path.name} at {_place(current)} mm"
@@ -215,12 +215,12 @@ def _pixels(slices: list[Slice]) -> np.ndarray:
     for k, current in enumerate(slices):
         places[current.path].append(k)
     for ks in places.values():
-        for k, frame in zip(ks, _frames([slices[k] for k in ks]), strict=True):
+        for k, frame in zip(ks, hounsfield_frames([slices[k] for k in ks]), strict=True):
             zyx[k] = frame
     return zyx.transpose(2, 1, 0)
 
 
-def _frames(slices: list[Slice]) -> Iterator[np.ndarray]:
+def hounsfield_frames(slices: list[Slice]) -> Iterator[np.ndarray]:
     """int16 HU (rows, columns) of slices that lie in one file.
 
     Raises:

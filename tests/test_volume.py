@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import pytest
 import SimpleITK as sitk
+from orientation import ORDERS, oriented
 from scipy.ndimage import map_coordinates
 
 from multipass.volume import (
@@ -22,27 +21,8 @@ from multipass.volume import (
     upright_grid,
 )
 
-ORDERS = [
-    (order, signs)
-    for order in itertools.permutations(range(3))
-    for signs in itertools.product((1, -1), repeat=3)
-]
 # float32 sums of a few hundred weights.
 ROUNDING = 1e-5
-
-
-def oriented(volume: Volume, order, signs) -> Volume:
-    """The same voxels with their axes permuted and flipped, and the direction that says so."""
-    steps = volume.grid.affine[:3, :3]
-    start = volume.grid.affine @ [
-        *[(n - 1) if signs[order.index(d)] < 0 else 0 for d, n in enumerate(volume.grid.size)],
-        1,
-    ]
-    flips = tuple(slice(None, None, sign) for sign in signs)
-    array = volume.array.transpose(order)[flips]
-    direction = np.stack([steps[:, d] / np.linalg.norm(steps[:, d]) for d in order], axis=1) * signs
-    spacing = tuple(volume.grid.spacing_mm[d] for d in order)
-    return Volume(array, Grid(array.shape, spacing, tuple(start[:3]), tuple(direction.ravel())))
 
 
 def random_volume(size=(9, 11, 7), spacing=(0.8, 1.3, 2.5), origin=(-12.0, 33.0, 5.5)) -> Volume:

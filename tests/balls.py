@@ -1,0 +1,76 @@
+"""Patient files without DICOM: five balls in an elliptic body, left and right as in a pelvis."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from multipass.patients import write_complete_dataset, write_patient
+from multipass.structures import PELVIS
+from multipass.volume import Grid, Volume
+from multipass.windows import guarded, pelvis_box, window_over
+
+BODY = np.array([[-180.0, -120.0, -170.0], [180.0, 120.0, 170.0]])
+# Side, distance from the middle, depth, height, radius in mm, grey value.
+BALLS = (
+    (1, 48, 0, 0, 38, 0.5),
+    (-1, 48, 0, 0, 38, 0.5),
+    (0, 0, 45, 10, 32, 0.45),
+    (1, 70, 0, -65, 26, 0.6),
+    (-1, 70, 0, -65, 26, 0.6),
+)
+
+
+def centres(grid: Grid) -> list[np.ndarray]:
+    axes = [grid.origin_mm[a] + np.arange(grid.size[a]) * grid.spacing_mm[a] for a in range(3)]
+    return np.meshgrid(*axes, indexing="ij", sparse=True)
+
+
+def view(grid: Grid, rng: np.random.Generator, offset: np.ndarray) -> dict:
+    x, y, z = centres(grid)
+    image = np.where((x / 170) ** 2 + (y / 110) ** 2 + 0 * z < 1, 0.2, 0.0)
+    fractions = []
+    for side, across, back, up, radius, grey in BALLS:
+        middle = offset + [side * across, back, up]
+        distance = np.sqrt((x - middle[0]) ** 2 + (y - middle[1]) ** 2 + (z - middle[2]) ** 2)
+        inside = np.clip((radius - distance) / 3 + 0.5, 0, 1)
+        image = image * (1 - inside) + grey * inside
+        fractions.append(inside)
+    shares = np.array(fractions) / np.maximum(np.sum(fractions, axis=0), 1)
+    label = np.concatenate([1 - shares.sum(0, keepdims=True), shares]).argmax(0)
+    return {
+        "image": np.clip(image + rng.normal(0, 0.02, image.shape), 0, 1).astype(np.float16),
+        "label": label.astype(np.uint8),
+        "fractions": np.rint(shares * 255).astype(np.uint8),
+        "window": {"origin_mm": list(grid.origin_mm), "spacing_mm": list(grid.spacing_mm)},
+    }
+
+
+def patient(number: int, status: dict[str, str] | None = None) -> dict:
+    """A patient dict; `status` overrides 'complete' by structure name."""
+    rng = np.random.default_rng(number)
+    offset = rng.normal(0, 6, 3)
+    scan_window = window_over(BODY + rng.normal(0, 4, (2, 3)))
+    scan = view(scan_window, rng, offset)
+    bones = Volume((scan["label"] > 0).astype(np.float32), scan_window)
+    crop = window_over(guarded(pelvis_box(bones, scan_window.box_mm())))
+    rows = [{**s.to_dict(), "status": (status or {}).get(s.name, "complete")} for s in PELVIS]
+    return {
+        "format": 1,
+        "patient_id": f"Patient_{number:02d}",
+        "structures": rows,
+        **view(crop, rng, offset),
+        "scan": scan,
+        "source": {},
+    }
+
+
+def write_cohort(folder: Path, count: int) -> Path:
+    """Writes patient files and complete_dataset.pkl; returns the latter's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for number in range(1, count + 1):
+        paths.append(folder / f"Patient_{number:02d}.pkl")
+        write_patient(paths[-1], patient(number))
+    return write_complete_dataset(folder, paths)

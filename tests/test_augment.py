@@ -1,0 +1,147 @@
+"""One deformation of patient space for both windows, and the intensity augmentations."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from balls import patient, write_cohort
+
+from multipass.augment import Placement, RandPlacement, Space, look, undeformed
+from multipass.batches import Batches, random_state
+from multipass.cohort import Cohort, Sample
+from multipass.intensity import ContextOdds, RandContext, RandIntensity
+from multipass.patients import write_patient
+from multipass.structures import PELVIS
+from multipass.windows import unguarded
+
+CPU = torch.device("cpu")
+STILL = Space(0, 0, 0, 0, 0, 0, 0, scan_scale=(1, 1), box_scale=(1, 1))
+
+
+@pytest.fixture(scope="module")
+def cohort(tmp_path_factory) -> Cohort:
+    return Cohort(write_cohort(tmp_path_factory.mktemp("processed"), 3))
+
+
+@pytest.fixture(scope="module")
+def sample(cohort) -> Sample:
+    return cohort.sample("Patient_01", CPU)
+
+
+def placed(sample: Sample, space: Space, seed: int) -> Placement:
+    place = RandPlacement(space, mirror_allowed=True)
+    place.set_random_state(seed)
+    return place(sample)
+
+
+def volumes_ml(seen: torch.Tensor, box: np.ndarray) -> np.ndarray:
+    voxel_mm3 = np.prod(box[1] - box[0]) / seen[0].numel()
+    return seen[1:].sum((1, 2, 3)).numpy() * voxel_mm3 / 1000
+
+
+def test_an_undeformed_scan_window_is_the_stored_one(sample):
+    seen = look(sample, undeformed(sample), "scan")
+    torch.testing.assert_close(seen, sample.scan, atol=1e-4, rtol=0)
+
+
+def test_the_undeformed_pelvis_window_is_the_crop_without_its_guard(sample):
+    np.testing.assert_allclose(sample.pelvis_box, unguarded(sample.crop_box))
+    place = undeformed(sample)
+    whole = Placement(place.control_mm, place.domain, place.scan_box, sample.crop_box, False)
+    inside = look(sample, whole, "pelvis")[:, 16:-16, 16:-16, 9:-9]
+    torch.testing.assert_close(inside, sample.crop[:, 16:-16, 16:-16, 9:-9], atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_both_windows_see_the_same_deformed_patient(sample, seed):
+    place = placed(sample, replace(Space(), cut=0.0, shift_mm=0.0, box_scale=(1.0, 1.0)), seed)
+    scan = volumes_ml(look(sample, place, "scan"), place.scan_box)
+    pelvis = volumes_ml(look(sample, place, "pelvis"), place.pelvis_box)
+    np.testing.assert_allclose(pelvis, scan, rtol=0.03)
+    box = place.pelvis_box
+    assert (box >= place.scan_box[0]).all() and (box <= place.scan_box[1]).all()
+
+
+def test_what_lies_beyond_the_crop_comes_from_the_scan(sample):
+    place = undeformed(sample)
+    wide = Placement(place.control_mm, place.domain, place.scan_box, place.scan_box, False)
+    torch.testing.assert_close(
+        look(sample, wide, "pelvis"), look(sample, wide, "scan"), atol=0.5, rtol=0
+    )
+    difference = (look(sample, wide, "pelvis") - look(sample, wide, "scan")).abs()
+    assert difference[1:].mean() < 0.002
+
+
+def test_mirroring_swaps_left_and_right(cohort, sample):
+    batches = Batches(cohort, cohort.ids, ("scan", "pelvis"), 1, 0, CPU)
+    batches.place = RandPlacement(replace(STILL, mirror=1.0), mirror_allowed=True)
+    _, fractions, boxes, _, _ = batches._draw(0, 0, "Patient_01")
+    x = np.linspace(0, 1, 128)
+    for window in (0, 1):
+        means = [(f.sum((1, 2)).numpy() * x).sum() / f.sum().item() for f in fractions[window]]
+        left_hip, right_hip, _, left_femur, right_femur = means
+        assert left_hip > right_hip and left_femur > right_femur
+    mirrored = torch.flip(sample.scan[1:], (1,))[[1, 0, 2, 4, 3]]
+    assert (fractions[0].sum((1, 2, 3)) / mirrored.sum((1, 2, 3)) - 1).abs().max() < 0.01
+    assert (boxes[0][1] > boxes[0][0]).all()
+
+
+def test_no_mirroring_without_the_other_side(tmp_path):
+    lone = patient(1, {"right femur": "absent"})
+    write_patient(tmp_path / "Patient_01.pkl", lone)
+    cohort = Cohort(tmp_path)
+    assert [s.name for s in cohort.structures] == [s.name for s in PELVIS[:4]]
+    assert not cohort.mirror_allowed
+
+
+def test_a_cut_never_reaches_beyond_the_scan_window(sample):
+    for seed in range(8):
+        place = placed(sample, replace(Space(), cut=1.0), seed)
+        assert (place.scan_box[1] > place.scan_box[0]).all()
+        assert (place.pelvis_box[0] >= place.scan_box[0]).all()
+        assert (place.pelvis_box[1] <= place.scan_box[1]).all()
+
+
+def test_the_same_seed_draws_the_same_batch(cohort):
+    batches = [Batches(cohort, cohort.ids, ("scan", "pelvis"), 1, 3, CPU) for _ in range(2)]
+    one, two = (next(iter(b.epoch(5))) for b in batches)
+    assert torch.equal(one.views[1].image, two.views[1].image)
+    assert torch.equal(one.targets[0], two.targets[0])
+    other = next(iter(batches[0].epoch(6)))
+    assert not torch.equal(one.views[1].image, other.views[1].image)
+
+
+def test_targets_are_distributions_and_images_lie_in_0_1(cohort):
+    batches = Batches(cohort, cohort.ids, ("scan", "pelvis"), 3, 0, CPU, steps=1)
+    for batch in batches.epoch(0):
+        for target, seen in zip(batch.targets, batch.views, strict=True):
+            assert target.shape == (3, 6, 128, 128, 72)
+            assert target.min() >= 0
+            assert (target.sum(1) - 1).abs().max() < 1e-2
+            assert seen.image.min() >= 0 and seen.image.max() <= 1
+
+
+def test_intensity_is_the_same_for_all_windows_of_a_scan():
+    image = torch.rand(1, 16, 16, 8)
+    boxes = [np.array([[0.0, 0, 0], [100, 100, 60]])] * 2
+    intensity = RandIntensity()
+    intensity.plain.transforms = intensity.plain.transforms[:4]
+    for seed in range(5):
+        intensity.set_random_state(seed)
+        out = intensity(image.expand(2, -1, -1, -1).contiguous(), boxes)
+        torch.testing.assert_close(out[0], out[1])
+
+
+def test_every_disturbed_context_stays_a_distribution_or_blank():
+    context = torch.softmax(torch.randn(4, 16, 16, 8) * 4, 0)
+    disturb = RandContext(ContextOdds(0.3, 0.5, 0.5, 0.5))
+    seen = []
+    for seed in range(20):
+        disturb.set_random_state(state=random_state(seed))
+        out = disturb(context)
+        seen.append(bool(out.any()))
+        assert not out.any() or out[:, 4:-4, 4:-4, 4:-4].sum(0).allclose(torch.ones(()), atol=1e-4)
+    assert any(seen) and not all(seen)

@@ -1,0 +1,82 @@
+"""Checkpoints: what is written comes back, and anything else is refused in one sentence."""
+
+from __future__ import annotations
+
+import pickle
+
+import pytest
+import torch
+
+from multipass import checkpoint
+from multipass.network import MultiPassUNet
+from multipass.structures import PELVIS
+
+
+@pytest.fixture
+def model() -> checkpoint.Model:
+    network = MultiPassUNet(1 + len(PELVIS), filters=(8, 8, 8, 8))
+    info = {"dice": 0.9, "trained_on": {"patients": 7}}
+    return checkpoint.Model(network, list(PELVIS), (-200.0, 1000.0), 2, "pelvis", info)
+
+
+def test_written_and_read_back(model, tmp_path):
+    path = tmp_path / "deep" / "best_model.pth"
+    checkpoint.save(path, checkpoint.as_dict(model))
+    back = checkpoint.load(path)
+    assert back.structures == model.structures
+    assert (back.hu_range, back.passes, back.window) == ((-200.0, 1000.0), 2, "pelvis")
+    assert back.info["dice"] == 0.9 and back.info["trained_on"] == {"patients": 7}
+    assert back.info["versions"]["torch"].startswith("2")
+    assert back.sha256 == checkpoint.file_sha256(path) and len(back.sha256) == 64
+    for name, value in model.network.state_dict().items():
+        assert torch.equal(back.network.state_dict()[name], value)
+    assert not back.network.training
+    assert [p.name for p in path.parent.iterdir()] == ["best_model.pth"]
+
+
+def test_missing_file(tmp_path):
+    with pytest.raises(ValueError, match=r"no such checkpoint"):
+        checkpoint.load(tmp_path / "best_model.pth")
+
+
+class Malice:
+    def __reduce__(self):
+        return print, ("run",)
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"not a checkpoint", pickle.dumps({"a": 1}), pickle.dumps(Malice())]
+)
+def test_damaged_or_foreign_bytes(tmp_path, content, capsys):
+    path = tmp_path / "x.pth"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"x\.pth"):
+        checkpoint.load(path)
+    assert capsys.readouterr().out == ""
+
+
+def test_a_truncated_checkpoint(model, tmp_path):
+    path = tmp_path / "x.pth"
+    checkpoint.save(path, checkpoint.as_dict(model))
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(ValueError, match="damaged"):
+        checkpoint.load(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"format": "other"},
+        {"window": "attic"},
+        {"passes": 0},
+        {"structures": []},
+        {"state_dict": {}},
+        {"network": {"classes": 3, "filters": [8, 8, 8, 8]}},
+    ],
+)
+def test_parts_that_do_not_fit(model, tmp_path, change):
+    path = tmp_path / "x.pth"
+    checkpoint.save(path, {**checkpoint.as_dict(model), **change})
+    with pytest.raises(ValueError, match=r"x\.pth") as raised:
+        checkpoint.load(path)
+    assert "\n" not in str(raised.value)

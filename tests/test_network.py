@@ -1,0 +1,52 @@
+"""The network, and its start from one trained on other structures."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from multipass.network import MultiPassUNet, transfer
+
+FILTERS = (8, 8, 16, 16)
+
+
+def small(classes: int, seed: int = 0) -> MultiPassUNet:
+    torch.manual_seed(seed)
+    return MultiPassUNet(classes, FILTERS).eval()
+
+
+def inputs(classes: int) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(9)
+    return torch.rand(1, 1, 32, 32, 24), torch.rand(1, classes, 32, 32, 24)
+
+
+def test_logits_have_the_windows_shape():
+    image, context = inputs(3)
+    assert small(3)(image, context).shape == (1, 3, 32, 32, 24)
+
+
+def test_default_network_has_five_and_a_half_million_weights():
+    assert sum(p.numel() for p in MultiPassUNet(6).parameters()) == pytest.approx(5.5e6, rel=0.01)
+
+
+@torch.no_grad()
+def test_transfer_to_the_same_structures_keeps_every_logit():
+    trained, other = small(3), small(3, seed=1)
+    transfer(other, trained, [0, 1, 2])
+    torch.testing.assert_close(other(*inputs(3)), trained(*inputs(3)))
+
+
+@torch.no_grad()
+def test_transfer_moves_structures_and_starts_new_ones_from_zero():
+    trained, other = small(3), small(4, seed=1)
+    transfer(other, trained, [0, 2, -1, 1])
+    image, context = inputs(3)
+    moved = context[:, [0, 2, 0, 1]]
+    new = other(image, moved)
+    torch.testing.assert_close(new[:, [0, 3, 1]], trained(image, context), atol=1e-4, rtol=0)
+    assert (new[:, 2] == 0).all()
+
+
+def test_transfer_refuses_another_backbone():
+    with pytest.raises(ValueError, match="filters"):
+        transfer(small(3), MultiPassUNet(3, (8, 16, 16, 16)), [0, 1, 2])

@@ -1,0 +1,157 @@
+"""Passes through windows, and the way back to the scan's grid."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from balls import BODY, patient, view
+
+from multipass.checkpoint import Model
+from multipass.maps import PassResult, apply_rows, between, confidence, native_labels, shared_rows
+from multipass.network import MultiPassUNet
+from multipass.passes import NOT_FOUND, View, run, segment
+from multipass.patients import window_of
+from multipass.structures import PELVIS
+from multipass.volume import Grid, Volume
+from multipass.windows import scan_windows, window_over
+
+SMALL = np.array([[-100.0, -80.0, -90.0], [110.0, 90.0, 70.0]])
+
+
+def ramp(grid: Grid) -> np.ndarray:
+    axes = [grid.origin_mm[a] + np.arange(grid.size[a]) * grid.spacing_mm[a] for a in range(3)]
+    x, y, z = np.meshgrid(*axes, indexing="ij")
+    return x + 2 * y - 3 * z
+
+
+def boxes(*pairs: np.ndarray) -> torch.Tensor:
+    return torch.as_tensor(np.stack(pairs))
+
+
+def one_hot(label: np.ndarray) -> np.ndarray:
+    return (label == np.arange(1 + len(PELVIS))[:, None, None, None]).astype(np.float32)
+
+
+class Seer(MultiPassUNet):
+    """Finds bone by its brightness, and remembers the contexts that it was given."""
+
+    def __init__(self, threshold: float = 0.35) -> None:
+        super().__init__(classes=1 + len(PELVIS), filters=(8, 8, 8, 8))
+        self.threshold, self.contexts = threshold, []
+
+    def forward(self, image: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+        self.contexts.append(context)
+        bone = (image > self.threshold).float() * 20 - 10
+        return torch.cat([-bone, bone, bone.expand(-1, len(PELVIS) - 1, -1, -1, -1) - 5], dim=1)
+
+
+def scan_of(number: int = 1) -> Volume:
+    grid = Grid((110, 90, 100), (3.5, 3.0, 4.0), (-190.0, -133.0, -198.0))
+    values = view(grid, np.random.default_rng(number), np.zeros(3))
+    return Volume((values["image"].astype(np.float32) * 1200 - 200).astype(np.int16), grid)
+
+
+def test_a_linear_function_stays_itself_between_windows():
+    source, target = window_over(BODY), window_over(SMALL)
+    maps = torch.as_tensor(ramp(source))[None, None]
+    seen = between(maps, boxes(BODY), boxes(SMALL))[0, 0]
+    np.testing.assert_allclose(seen, ramp(target), atol=1e-6)
+
+
+def test_context_outside_the_window_before_is_blank():
+    shifted = SMALL + [[0, 0, 1000.0]]
+    assert not between(torch.ones(1, 2, 8, 8, 4), boxes(SMALL), boxes(shifted)).any()
+
+
+def test_each_sample_has_its_own_boxes():
+    maps = torch.rand(2, 3, 16, 16, 8, dtype=torch.float64)
+    both = between(maps, boxes(BODY, SMALL), boxes(SMALL, BODY))
+    alone = between(maps[1:], boxes(SMALL), boxes(BODY))
+    torch.testing.assert_close(both[1:], alone)
+
+
+def test_run_gives_blank_context_first_and_probabilities_then():
+    seer = Seer()
+    image = torch.rand(1, 1, 16, 16, 8)
+    views = [View(image, boxes(BODY)), View(image, boxes(SMALL))]
+    amp = torch.autocast("cpu", enabled=False)
+    outputs = list(run(seer, views, passes=3, amp=amp, disturb=lambda c: c))
+    assert len(outputs) == 3
+    assert not seer.contexts[0].any()
+    inner = seer.contexts[2]
+    torch.testing.assert_close(inner, torch.softmax(outputs[1], 1))
+    assert not inner.requires_grad
+
+
+@pytest.mark.parametrize("height", [300, 1000])
+def test_native_labels_equal_the_argmax_of_all_interpolated_probabilities(height):
+    box = np.array([[-120.0, -90.0, -height / 2], [120.0, 90.0, height / 2]])
+    windows = scan_windows(box)
+    rng = np.random.default_rng(0)
+    maps = []
+    for window in windows:
+        blobs = rng.random((4, 8, 8, 9)).repeat(16, 1).repeat(16, 2).repeat(8, 3)
+        blobs[0] += 0.3
+        blobs[:, :20] = np.array([1, 0, 0, 0])[:, None, None, None]
+        maps.append((blobs / blobs.sum(0)).astype(np.float32))
+        assert maps[-1].shape[1:] == window.size
+    grid = Grid((50, 40, 61), (6.0, 5.0, 17.3), (-140.0, -95.0, -530.0))
+    x, y, zs = shared_rows(windows, grid.box_mm(), grid.size)
+    full = sum(
+        apply_rows(torch.as_tensor(m)[None], [x[None], y[None], z[None]])[0]
+        for m, z in zip(maps, zs, strict=True)
+    )
+    expected = np.where(full.sum(0) > 0, full.argmax(0), 0)
+    assert (native_labels(PassResult(windows, maps, []), grid) == expected).mean() > 0.9999
+
+
+def test_weights_of_overlapping_windows_sum_to_one():
+    windows = scan_windows(np.array([[-100.0, -100, -700], [100, 100, 700]]))
+    box = np.array([[-100.0, -100, -900], [100, 100, 900]])
+    _, _, zs = shared_rows(windows, box, (4, 4, 180))
+    total = sum(z.sum(1) for z in zs).numpy()
+    np.testing.assert_allclose(total[20:160], 1, atol=1e-5)
+    assert not total[:19].any() and not total[-19:].any()
+
+
+def test_labels_come_back_to_a_native_grid():
+    one = patient(1)
+    grid = Grid((120, 100, 90), (2.5, 2.4, 3.3), (-150.0, -120.0, -150.0))
+    offset = np.random.default_rng(1).normal(0, 6, 3)
+    reference = view(grid, np.random.default_rng(1), offset)["label"]
+    soft = one["fractions"] / np.float32(255)
+    probabilities = np.concatenate([1 - soft.sum(0, keepdims=True), soft])
+    found = native_labels(PassResult([window_of(one)], [probabilities], []), grid)
+    for k in range(1, 6):
+        both = ((found == k) & (reference == k)).sum()
+        assert 2 * both / ((found == k).sum() + (reference == k).sum()) > 0.98
+
+
+def test_segment_looks_closer_in_the_second_pass():
+    seer = Seer()
+    model = Model(seer, list(PELVIS), (-200.0, 1000.0), 2, "pelvis")
+    first, second, third = segment(model, scan_of(), passes=3)
+    scan, pelvis = first.windows[0].box_mm(), second.windows[0].box_mm()
+    assert np.prod(pelvis[1] - pelvis[0]) < 0.6 * np.prod(scan[1] - scan[0])
+    assert third.windows == second.windows
+    assert not first.flags and not second.flags
+    assert first.probabilities[0].shape == (6, 128, 128, 72)
+    assert confidence(second)[0] > 0.95
+    # The context of pass 2 is pass 1's bone, where pass 2 sees bone.
+    bone = second.probabilities[0][1] > 0.5
+    assert seer.contexts[1][0, 1].numpy()[bone].mean() > 0.8
+
+
+def test_segment_with_the_scan_window_keeps_it():
+    model = Model(Seer(), list(PELVIS), (-200.0, 1000.0), 2, "scan")
+    first, second = segment(model, scan_of())
+    assert first.windows == second.windows
+
+
+def test_nothing_found_is_flagged_and_takes_the_whole_scan():
+    model = Model(Seer(threshold=2.0), list(PELVIS), (-200.0, 1000.0), 2, "pelvis")
+    first, second = segment(model, scan_of())
+    assert second.windows == first.windows
+    assert second.flags == [NOT_FOUND]
+    assert not native_labels(second, scan_of().grid).any()

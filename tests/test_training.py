@@ -1,0 +1,247 @@
+"""training.py, run as people run it, on a cohort of balls with a small network."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from balls import patient, write_cohort
+
+from multipass import checkpoint
+from multipass.cohort import Cohort
+from multipass.loss import hard_dice, soft_loss, with_background
+from multipass.patients import write_patient
+from multipass.structures import PELVIS
+
+ROOT = Path(__file__).resolve().parents[1]
+SMALL = ["--filters", "4", "4", "8", "8", "--folds", "3", "--steps-per-epoch", "2", "--lr", "0.01"]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return write_cohort(tmp_path_factory.mktemp("processed"), 3)
+
+
+def command(data: Path, output: Path, *more: str) -> list[str]:
+    script = [sys.executable, str(ROOT / "training.py")]
+    return [*script, "--data", str(data), "--output", str(output), *SMALL, *more]
+
+
+def environment() -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+
+
+def train(data: Path, output: Path, *more: str) -> subprocess.CompletedProcess:
+    return subprocess.run(
+        command(data, output, *more), env=environment(), capture_output=True, text=True, timeout=300
+    )
+
+
+@pytest.fixture(scope="module")
+def finished(data, tmp_path_factory) -> tuple[Path, subprocess.CompletedProcess]:
+    output = tmp_path_factory.mktemp("out")
+    done = train(data, output, "--epochs", "3", "--name", "one")
+    assert done.returncode == 0, done.stderr
+    return output, done
+
+
+def same_weights(one: Path, two: Path) -> bool:
+    a, b = (checkpoint.read(p)["training"]["state"] for p in (one, two))
+    return all(
+        torch.equal(a[part][name], b[part][name])
+        for part in ("network", "average")
+        for name in a[part]
+    )
+
+
+def test_it_reports_and_keeps_the_best(finished):
+    output, done = finished
+    lines = done.stdout.splitlines()
+    assert sum(line.startswith("epoch ") for line in lines) == 3
+    assert "best_model.pth: Dice 0.0000 -> " in done.stdout
+    assert lines[-1].endswith(f"run_inference.py --model {output / 'best_model.pth'}")
+    assert "dice=" in done.stderr and "loss=" in done.stderr
+    model = checkpoint.load(output / "best_model.pth")
+    assert model.structures == list(PELVIS)
+    assert (model.passes, model.window, model.hu_range) == (2, "pelvis", (-200.0, 1000.0))
+    trained_on = model.info["trained_on"]
+    assert trained_on["patients"] == 2
+    ids = set(trained_on["training"]) | set(trained_on["validation"])
+    assert ids == {"Patient_01", "Patient_02", "Patient_03"}
+    assert not set(trained_on["training"]) & set(trained_on["validation"])
+
+
+def test_the_run_folder(finished):
+    folder = finished[0] / "runs" / "one"
+    with (folder / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    assert float(rows[-1]["dice_pass2"]) == float(rows[-1]["dice"])
+    assert "dice_left femur" in rows[0]
+    config = json.loads((folder / "config.json").read_text())
+    assert config["settings"]["seed"] == 0 and len(config["trained_on"]["data_sha256"]) == 64
+    assert config["versions"]["torch"] == torch.__version__
+    assert (folder / "curves.png").stat().st_size > 5000
+    assert list(folder.glob("events.out.tfevents*"))
+
+
+def test_two_runs_are_bit_identical(data, finished, tmp_path):
+    assert train(data, tmp_path, "--epochs", "3").returncode == 0
+    assert same_weights(finished[0] / "last.pth", tmp_path / "last.pth")
+
+
+def test_resumed_after_kill_9_equals_undisturbed(data, finished, tmp_path):
+    start = command(data, tmp_path, "--epochs", "3", "--resume")
+    process = subprocess.Popen(
+        start, env=environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
+    deadline = time.monotonic() + 240
+    while not (tmp_path / "last.pth").exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert checkpoint.read(tmp_path / "last.pth")["training"]["state"]["epoch"] < 3
+    done = train(data, tmp_path, "--epochs", "3", "--resume")
+    assert "Going on after epoch" in done.stdout, done.stderr
+    assert same_weights(finished[0] / "last.pth", tmp_path / "last.pth")
+    assert len(list((tmp_path / "runs").iterdir())) == 1
+
+
+def test_resume_refuses_another_run(data, finished):
+    done = train(data, finished[0], "--resume", "--seed", "7")
+    assert done.returncode != 0 and "seed" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_fine_tuning_starts_from_a_checkpoint(data, finished, tmp_path):
+    best = finished[0] / "best_model.pth"
+    done = train(data, tmp_path, "--epochs", "1", "--init", str(best), "--lr", "0")
+    assert done.returncode == 0, done.stderr
+    assert "new structures: none" in done.stdout
+    weights = checkpoint.load(tmp_path / "best_model.pth").network.state_dict()
+    for name, value in checkpoint.load(best).network.state_dict().items():
+        torch.testing.assert_close(weights[name], value)
+
+
+def test_two_processes_equal_one(data, tmp_path):
+    """The same batch of two, in one process and in two: the same losses within rounding."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    more = ["--epochs", "2", "--batch-size", "2", "--name", "x"]
+    assert train(data, one, *more).returncode == 0
+    launch = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
+    done = subprocess.run(
+        launch + command(data, two, *more)[1:],
+        env=environment(), capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    columns = []
+    for output in (one, two):
+        with (output / "runs" / "x" / "history.csv").open() as file:
+            columns.append(
+                [(float(r["train_loss"]), float(r["dice"])) for r in csv.DictReader(file)]
+            )
+    np.testing.assert_allclose(columns[0], columns[1], rtol=5e-3, atol=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "needed"),
+    [
+        (["--data", "nowhere.pkl"], "processing.py"),
+        (["--folds", "9"], "folds"),
+        (["--fold", "3"], "folds 0 to 2"),
+        (["--passes", "0"], "--passes"),
+    ],
+)
+def test_bad_input_is_one_sentence(data, tmp_path, options, needed):
+    done = train(data, tmp_path, *options)
+    assert done.returncode != 0
+    assert needed in done.stderr and "Traceback" not in done.stderr
+    assert not (tmp_path / "last.pth").exists()
+
+
+# ------------------------------------------------------------- cohort and losses
+
+
+def test_folds_part_the_patients(data):
+    cohort = Cohort(data)
+    folds = [cohort.split(3, k) for k in range(3)]
+    assert sorted(i for _, val in folds for i in val) == cohort.ids
+    for training, validation in folds:
+        assert not set(training) & set(validation)
+
+
+def test_the_folder_is_the_same_cohort_as_the_file(data):
+    held, streamed = Cohort(data), Cohort(data.parent)
+    assert held.ids == streamed.ids and held.structures == streamed.structures
+    one, two = (c.sample("Patient_02", torch.device("cpu")) for c in (held, streamed))
+    assert torch.equal(one.crop, two.crop) and torch.equal(one.scan, two.scan)
+
+
+def test_an_absent_structure_keeps_its_channel(tmp_path):
+    write_patient(tmp_path / "Patient_01.pkl", patient(1, {"sacrum": "absent"}))
+    write_patient(tmp_path / "Patient_02.pkl", patient(2))
+    cohort = Cohort(tmp_path)
+    assert cohort.structures == list(PELVIS)
+    sample = cohort.sample("Patient_01", torch.device("cpu"))
+    assert sample.known.tolist() == [True, True, False, True, True]
+    assert not sample.crop[3].any() and sample.crop[4].any()
+
+
+def problem(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
+    torch.manual_seed(seed)
+    fractions = torch.softmax(torch.randn(2, 4, 6, 6, 6) * 3, 1)[:, 1:]
+    return torch.randn(2, 4, 6, 6, 6), with_background(fractions)
+
+
+def test_loss_is_least_at_the_fractions_themselves():
+    _, target = problem()
+    known = torch.ones(2, 3, dtype=torch.bool)
+    best = soft_loss(target.log(), target, known)
+    for seed in range(3):
+        torch.manual_seed(seed)
+        other = soft_loss(target.log() + 0.3 * torch.randn_like(target), target, known)
+        assert other > best
+    assert soft_loss(4 * target.log(), target, known) > best
+
+
+def test_loss_says_nothing_about_a_structure_nobody_annotated():
+    logits, target = problem()
+    unknown = target.clone()
+    unknown[:, 0] += unknown[:, 2]
+    unknown[:, 2] = 0
+    known = torch.tensor([[True, False, True]] * 2)
+    logits.requires_grad_(True)
+    soft_loss(logits, unknown, known).backward()
+    share = torch.softmax(logits.detach()[:, [0, 2]], 1)
+    gradient = logits.grad[:, [0, 2]]
+    # Background and unknown are pushed together, each by its share: never apart.
+    torch.testing.assert_close(
+        gradient, gradient.sum(1, keepdim=True) * share, atol=1e-6, rtol=1e-3
+    )
+
+
+def test_loss_of_a_batch_is_the_mean_of_its_samples():
+    logits, target = problem()
+    known = torch.tensor([[True, True, True], [True, False, True]])
+    parts = [soft_loss(logits[i : i + 1], target[i : i + 1], known[i : i + 1]) for i in (0, 1)]
+    torch.testing.assert_close(soft_loss(logits, target, known), sum(parts) / 2)
+
+
+def test_hard_dice():
+    target = torch.zeros(1, 3, 4, 4, 4)
+    target[:, 0] = 1
+    target[0, :, :2] = torch.tensor([0.2, 0.8, 0.0])[:, None, None, None]
+    known = torch.ones(1, 2, dtype=torch.bool)
+    dice = hard_dice(target, target, known)[0]
+    assert dice[0] == 1 and dice[1].isnan()
+    half = target.clone()
+    half[0, :, :1] = torch.tensor([1.0, 0, 0])[:, None, None, None]
+    assert hard_dice(half, target, known)[0, 0] == pytest.approx(2 / 3)

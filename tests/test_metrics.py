@@ -11,7 +11,7 @@ import torch
 from monai.metrics import compute_surface_dice
 from scipy.ndimage import gaussian_filter
 
-from multipass import metrics
+from multipass import metrics, surfaces
 
 SPACING_MM = (0.8, 1.3, 3.0)
 
@@ -40,12 +40,12 @@ def test_equal_masks_are_perfect():
 
 @pytest.mark.parametrize("spacing_mm", [(1.0, 1.0, 1.0), SPACING_MM])
 def test_with_elements_at_their_centres_nsd_is_that_of_monai(spacing_mm, monkeypatch):
-    monkeypatch.setattr(metrics, "_crossing_table", lambda: np.zeros((256, 3)))
+    monkeypatch.setattr(surfaces, "_crossing_table", lambda: np.zeros((256, 3)))
     a, b = blob(2), blob(3) | blob(2)
     theirs = compute_surface_dice(
         torch.as_tensor(np.pad(a, 2))[None, None],
         torch.as_tensor(np.pad(b, 2))[None, None],
-        class_thresholds=[metrics.NSD_TOLERANCE_MM],
+        class_thresholds=[surfaces.NSD_TOLERANCE_MM],
         include_background=True,
         spacing=spacing_mm,
         use_subvoxels=True,
@@ -55,11 +55,11 @@ def test_with_elements_at_their_centres_nsd_is_that_of_monai(spacing_mm, monkeyp
 
 
 def test_distances_are_those_of_brute_force():
-    a, b = metrics.surface(blob(4), SPACING_MM), metrics.surface(blob(5), SPACING_MM)
+    a, b = surfaces.surface(blob(4), SPACING_MM), surfaces.surface(blob(5), SPACING_MM)
     pairs = np.linalg.norm(a.points_mm[:, None] - b.points_mm[None], axis=2)
     to_b, to_a = pairs.min(axis=1), pairs.min(axis=0)
     total = a.areas_mm2.sum() + b.areas_mm2.sum()
-    found = metrics.surface_distances(a, b)
+    found = surfaces.surface_distances(a, b)
     expected = ((to_b * a.areas_mm2).sum() + (to_a * b.areas_mm2).sum()) / total
     assert found["assd_mm"] == pytest.approx(expected, rel=1e-5)
     for distance, side in ((to_b, a), (to_a, b)):
@@ -109,7 +109,7 @@ def test_distances_are_in_mm_along_each_axis():
 
 
 def test_thick_slices_carry_their_area():
-    surface = metrics.surface(box((10, 10, 10), (20, 20, 14)), (1.0, 1.0, 5.0))
+    surface = surfaces.surface(box((10, 10, 10), (20, 20, 14)), (1.0, 1.0, 5.0))
     assert surface.areas_mm2.sum() == pytest.approx(2 * 100 + 4 * 200, rel=0.1)
 
 

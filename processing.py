@@ -4,7 +4,7 @@
     python processing.py --input DIR --output DIR --jobs 4
 
 Each patient is `INPUT/Patient_XX/im_1/` (the CT, one DICOM file a slice) and `.../im_3/` (the
-DICOM SEG). For each, `OUTPUT/Patient_XX.pkl` is written, then `complete_dataset.pkl` of all of them,
+DICOM SEG). For each, `OUTPUT/Patient_XX.pkl` is written, then `complete_dataset.pkl` of them all,
 `processing_report.csv` and the contact sheet `processing_report.png`. A second run does only what
 is missing or changed. The exit code is 0 only if every patient was processed.
 """
@@ -36,9 +36,11 @@ from multipass.patients import (
 )
 from multipass.prepare import prepare_patient
 from multipass.report import SheetEntry, cohort_sheet, sheet_entry
+from multipass.structures import by_codes, read_rules
 
 ROOT = Path(__file__).resolve().parent
 STATE_FOLDER = ".state"
+INTERRUPTED = 130
 REPORT_COLUMNS = (
     *("patient", "outcome", "reason", "position", "size", "spacing_mm", "structures", "notes"),
     *("series_uid", "seconds"),
@@ -57,10 +59,16 @@ class Options:
     """Patients processed at the same time; each takes up to 1.5 GB of memory."""
     series: str | None = None
     """SeriesInstanceUID of the CT to take, instead of the one chosen by the rules."""
+    structures: Path | None = None
+    """JSON file of a site's own segment names, see README.md."""
+    cluster: str | None = None
+    """Address of a Dask scheduler, tcp://host:8786: its workers process the patients."""
 
 
 def main(options: Options) -> int:
     folders = patient_folders(options.input)
+    if options.structures:
+        read_rules(options.structures)
     options.output.mkdir(parents=True, exist_ok=True)
     print(f"{len(folders)} patients in {options.input}, writing to {options.output}")
     rows = []
@@ -102,9 +110,15 @@ def patient_folders(root: Path) -> list[Path]:
 
 def process_all(folders: list[Path], options: Options) -> Iterator[dict]:
     """The report's rows, as patients are done."""
+    if options.cluster:
+        from dask.distributed import Client
+
+        with Client(options.cluster), joblib.parallel_config("dask"):
+            yield from joblib.Parallel()(joblib.delayed(process)(f, options, 2) for f in folders)
+        return
     jobs = max(1, min(options.jobs, len(folders)))
     parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
-    return parallel(joblib.delayed(process)(folder, options, jobs) for folder in folders)
+    yield from parallel(joblib.delayed(process)(f, options, jobs) for f in folders)
 
 
 def process(folder: Path, options: Options, jobs: int) -> dict:
@@ -121,7 +135,8 @@ def process(folder: Path, options: Options, jobs: int) -> dict:
     start = time.perf_counter()
     row = {"patient": folder.name, "outcome": "processed", "reason": ""}
     try:
-        patient, facts = prepare_patient(folder, options.input, options.series)
+        rules = read_rules(options.structures) if options.structures else by_codes
+        patient, facts = prepare_patient(folder, options.input, options.series, rules)
         write_patient(target, patient)
         row |= facts
     except (ValueError, OSError) as error:
@@ -140,6 +155,8 @@ def process(folder: Path, options: Options, jobs: int) -> dict:
 def fingerprint_of(folder: Path, options: Options) -> str:
     """Changes with the patient's files (name, size, time of change), the options, the version."""
     digest = hashlib.sha256(f"{__version__} {options.series}".encode())
+    if options.structures:
+        digest.update(options.structures.read_bytes())
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         facts = path.stat()
         name = path.relative_to(folder).as_posix()
@@ -194,4 +211,5 @@ if __name__ == "__main__":
     except ValueError as error:
         sys.exit(str(error))
     except KeyboardInterrupt:
-        sys.exit("\nStopped. Finished patients are kept; run again for the rest.")
+        print("\nStopped. Finished patients are kept; run again for the rest.", file=sys.stderr)
+        sys.exit(INTERRUPTED)

@@ -7,17 +7,15 @@ A scan keeps its own grid, whatever its orientation; the passes run on its uprig
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
-from multipass import ct, patients, segmentation, series, windows
+from multipass import ct, patients, series, windows
 from multipass.cases import Case
 from multipass.maps import PassResult
-from multipass.structures import Structure
 from multipass.volume import (
     AIR_HU,
     Grid,
@@ -118,36 +116,6 @@ def _scan_of_patient(patient: dict) -> Scan:
         hounsfield = np.where(image > 0, image * (high - low) + low, PATIENT_FILE_AIR_HU)
         array[:, :, k : k + depth] = np.rint(hounsfield)
     return Scan(grid, Volume(array, target), notes=("read from a patient file's two windows",))
-
-
-def read_reference(
-    case: Case, grid: Grid, structures: Sequence[Structure]
-) -> tuple[np.ndarray, list[str]] | None:
-    """The reference's label map on the scan's upright grid in the model's order, and each
-    structure's status; None where no reference lies beside the scan.
-
-    Raises:
-        ValueError: the reference cannot be read or does not fit.
-    """
-    if case.seg:
-        found = segmentation.read_reference(case.seg, upright_grid(grid))
-        values = {segment.structure.key: 1 + k for k, segment in enumerate(found.segments)}
-        statuses = {segment.structure.key: segment.status for segment in found.segments}
-        lookup = np.zeros(len(found.segments) + 1, np.uint8)
-        for k, structure in enumerate(structures):
-            lookup[values.get(structure.key, 0)] = 1 + k
-        lookup[0] = 0
-        return lookup[found.labels()], [statuses.get(s.key, "absent") for s in structures]
-    if case.reference_path is None:
-        return None
-    image = from_sitk(sitk.ReadImage(str(case.reference_path)))
-    if image.grid.size != grid.size or not np.allclose(image.grid.affine, grid.affine, atol=1e-2):
-        raise ValueError(f"{case.reference_path.name} does not lie on the scan's grid")
-    labels = image.array.astype(np.uint8)
-    if axis_order(grid) is not None:
-        labels = upright(Volume(labels, grid)).array
-    present = np.bincount(labels.ravel(order="K"), minlength=len(structures) + 1) > 0
-    return labels, ["complete" if present[1 + k] else "empty" for k in range(len(structures))]
 
 
 # ------------------------------------------------------------- the way back

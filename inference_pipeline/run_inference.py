@@ -30,9 +30,10 @@ from multipass import __version__, checkpoint, findings, metrics, output, passes
 from multipass.cases import Case, find_cases  # noqa: E402
 from multipass.maps import native_labels  # noqa: E402
 from multipass.report import overlay  # noqa: E402
+from multipass.scoring import score  # noqa: E402
 from multipass.stages import Stages  # noqa: E402
 from multipass.tables import score_lines, write_summary  # noqa: E402
-from processing import Scan, own_grid_labels, read_reference, read_scan  # noqa: E402
+from processing import Scan, own_grid_labels, read_scan  # noqa: E402
 
 TEST_DATA = ROOT / "inference_pipeline" / "test_data"
 RESULTS = ROOT / "inference_pipeline" / "processed_files" / "inference_results"
@@ -133,7 +134,7 @@ def segment_all(
         outcome.done.append(case.name)
         outcome.rows += report["scores"]
         outcome.flagged += [(case.name, flag) for flag in report["flags"]]
-        if "reference_problem" in report:
+        if report["reference_problem"]:
             outcome.failed.append((case.name, report["reference_problem"]))
         if not options.quiet:
             flags = f" ({'; '.join(report['flags'])})" if report["flags"] else ""
@@ -169,8 +170,8 @@ def segment_case(
         "flags": flags,
     }
     with stages.stage("scores"):
-        report |= scores(case, scan, labels, results, model, structures)
-    reference = report.pop("reference", None)
+        scored = score(case, scan.grid, labels, results, model.structures)
+    report |= {"scores": scored.rows, "reference_problem": scored.problem}
     with output.case_folder(options.output, case.name) as folder:
         with stages.stage("mask"):
             output.write_mask(folder / "mask.nii.gz", mask, scan.grid)
@@ -192,42 +193,6 @@ def segment_case(
         report["versions"] = {"multipass": __version__, **checkpoint.versions()}
         output.write_json(folder / "report.json", report)
     return report
-
-
-def scores(
-    case: Case,
-    scan: Scan,
-    labels: np.ndarray,
-    results: list[passes.PassResult],
-    model: checkpoint.Model,
-    structures: list[dict[str, Any]],
-) -> dict[str, Any]:
-    """Rows of summary.csv: with a reference, the scores of the first and the last pass, else the
-    last pass's volumes; and the reference's label map, or why it could not be used."""
-    names = [structure.name for structure in model.structures]
-    last = len(results)
-    plain = [
-        {"structure": row["name"], "volume_ml": row["visible_ml"], "pass": last}
-        for row in structures
-    ]
-    found: dict[str, Any] = {}
-    try:
-        reference = read_reference(case, scan.grid, model.structures)
-    except (ValueError, OSError, RuntimeError) as error:
-        reference = None
-        found["reference_problem"] = f"its reference was not used, {one_sentence(error)}"
-    rows = plain
-    if reference is not None:
-        found["reference"], statuses = reference
-        spacing = scan.upright.grid.spacing_mm
-        rows = []
-        for number in sorted({1, last}):
-            compared = labels if number == last else native_labels(results[0], scan.upright.grid)
-            for row in metrics.compare(compared, reference[0], spacing, names, statuses):
-                rows.append({**row, "pass": number})
-    for row in rows:
-        row |= {"case": case.name, "value": names.index(row["structure"]) + 1}
-    return {**found, "scores": rows}
 
 
 def conclude(outcome: Outcome, options: Options) -> None:

@@ -35,6 +35,7 @@ class Space:
     mirror: float = 0.5
     cut: float = 0.15
     shift_mm: float = 10.0
+    scan_scale: tuple[float, float] = (0.95, 1.1)
     box_scale: tuple[float, float] = (0.9, 1.15)
 
 
@@ -105,7 +106,7 @@ class RandPlacement(Randomizable):
         box = np.stack([body.min(0), body.max(0)]) + centre
         if self.mirrored:
             box[:, 0] = 2 * centre[0] - box[::-1, 0]
-        box = self._displaced(box, (0.95, 1.1))
+        box = self._displaced(box, self.space.scan_scale)
         if self.R.rand() < self.space.cut:
             end, part = self.R.randint(2), self.R.uniform(0.1, 0.45)
             height = box[1, 2] - box[0, 2]

@@ -11,7 +11,7 @@ from multipass.ct import CT, read_ct
 from multipass.patients import FORMAT
 from multipass.segmentation import Reference, read_reference
 from multipass.series import Found, SegHeader, Series, choose, find
-from multipass.structures import Structure
+from multipass.structures import Structure, by_codes
 from multipass.volume import Grid, Volume, upright
 from multipass.windows import (
     body_box,
@@ -29,7 +29,7 @@ Rules = Callable[[dict], Sequence[Structure]]
 
 
 def prepare_patient(
-    folder: Path, root: Path, series_uid: str | None = None, rules: Rules | None = None
+    folder: Path, root: Path, series_uid: str | None = None, rules: Rules = by_codes
 ) -> tuple[dict, dict]:
     """Read a patient's CT and SEG and lay both windows over them.
 

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from textwrap import wrap
 
 import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -62,8 +63,8 @@ def overlay(
     for ax, plane in zip(axes, planes, strict=True):
         draw(ax, plane, BONE_WINDOW_HU, colours)
     figure.text(0.012, 1 - 0.3 / height, title, color=INK, size=14, va="center")
-    warning = "; ".join(flags)
-    figure.text(0.012, 1 - 0.65 / height, warning, color=WARNING, size=11, va="center")
+    warning = "\n".join(wrap("; ".join(flags), 175, max_lines=2))
+    figure.text(0.012, 1 - 0.65 / height, warning, color=WARNING, size=10, va="center")
     handles = _legend(structures, mask, reference is not None)
     figure.legend(
         handles=handles, loc="lower center", ncols=len(handles), frameon=False, labelcolor=INK

@@ -17,11 +17,10 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from multipass.series import SegHeader
-from multipass.structures import Structure, identify, ordered
+from multipass.structures import Structure, by_codes, ordered
 from multipass.volume import Grid, Volume, axis_order, from_sitk, ints3, resample, resample_oblique
 from multipass.volume import upright as to_upright
 
-BACKGROUND = ("DCM", "125040")
 # Grids whose voxels drift apart by less than this over their whole size are the same grid.
 CONGRUENT_VOXELS = 0.1
 # Thirds and fifths of a voxel do not add up to 1 in float32.
@@ -127,7 +126,7 @@ def run_dcmqi(name: str, *arguments: str) -> str:
 
 
 def read_reference(
-    headers: Sequence[SegHeader], grid: Grid, rules: Identify | None = None
+    headers: Sequence[SegHeader], grid: Grid, rules: Identify = by_codes
 ) -> Reference:
     """Read the SEG files of one scan.
 
@@ -135,7 +134,7 @@ def read_reference(
         headers: one or more files; a structure may lie in one of them only.
         grid: the scan's upright grid.
         rules: from a segment's attributes (dcmqi's meta.json) to structures: none to leave it out,
-            two to split it at its midline. By default its codes and label tell, see `identify`.
+            two to split it at its midline; see `structures.read_rules`.
 
     Raises:
         ValueError: a file cannot be read, a structure lies twice, nothing lies in the scan, left
@@ -150,7 +149,7 @@ def read_reference(
             placed, outside = _placed(mask, grid)
             if outside:
                 notes.append(f"'{label}' lies outside the scan with {outside:.1%} of its voxels")
-            for structure, piece in _split((rules or by_codes)(attributes), placed):
+            for structure, piece in _split(rules(attributes), placed):
                 if structure in owned:
                     raise ValueError(f"{structure.name} lies in two segmentation files")
                 pieces.setdefault(structure, []).append(piece)
@@ -163,18 +162,6 @@ def read_reference(
         notes.append(f"segments overlap in {shared} voxels, shared equally")
     _check_sides(segments, grid)
     return Reference(grid, tuple(segments), tuple(notes))
-
-
-def by_codes(attributes: dict) -> list[Structure]:
-    """The structure that a segment's codes and label stand for; none for Background."""
-    code = attributes.get("SegmentedPropertyTypeCodeSequence", {})
-    modifier = attributes.get("SegmentedPropertyTypeModifierCodeSequence", {})
-    scheme, value = code.get("CodingSchemeDesignator", ""), code.get("CodeValue", "")
-    if (scheme, value) == BACKGROUND:
-        return []
-    modifiers = [modifier.get("CodeValue", ""), modifier.get("CodeMeaning", "")]
-    label = attributes.get("SegmentLabel") or attributes.get("SegmentDescription") or ""
-    return [identify(scheme, value, code.get("CodeMeaning", ""), modifiers, label)]
 
 
 # ---------------------------------------------------------------- conversion

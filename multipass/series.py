@@ -32,9 +32,10 @@ _HEADER_TAGS = [
     *("StudyInstanceUID", "FrameOfReferenceUID", "SeriesDescription", "SeriesNumber"),
     *("PatientID", "PatientPosition", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"),
     *("PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient"),
-    *("RescaleSlope", "RescaleIntercept", "SharedFunctionalGroupsSequence"),
-    *("PerFrameFunctionalGroupsSequence", "ReferencedSeriesSequence", "SegmentationType"),
+    *("RescaleSlope", "RescaleIntercept", "ReferencedSeriesSequence"),
 ]
+# A SEG's per-frame groups take long to read and are not needed.
+_MULTIFRAME_TAGS = ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
 
 
 @dataclass(frozen=True)
@@ -144,7 +145,11 @@ def read_header(path: Path) -> Dataset:
         ValueError: the file is not DICOM or its header is damaged.
     """
     try:
-        return pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER_TAGS)
+        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER_TAGS)
+        if header.get("SOPClassUID") in MULTIFRAME_CT:
+            tags = [*_HEADER_TAGS, *_MULTIFRAME_TAGS]
+            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+        return header
     except InvalidDicomError:
         raise ValueError("not a DICOM file") from None
     except Exception as error:  # pydicom raises many kinds on damaged files

@@ -6,9 +6,11 @@ differs between patients. Codes are SNOMED CT's, as in DICOM PS3.16 and in Total
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from pydicom.sr.coding import Code
 
@@ -16,6 +18,7 @@ Key = tuple[str, str, str]
 
 CATEGORY = Code("123037004", "SCT", "Anatomical Structure")
 SIDES = {"left": Code("7771000", "SCT", "Left"), "right": Code("24028007", "SCT", "Right")}
+BACKGROUND = ("DCM", "125040")
 OTHER_SIDE = {"left": "right", "right": "left", "": ""}
 SIDE_WORDS = {
     "left": {"left", "l", "lt", "vänster", "vanster", "sin", "sinister"},
@@ -120,6 +123,81 @@ def identify(
     if side and not side_from_words(name):
         name = f"{side} {name}"
     return Structure(name, scheme, value, meaning, side, _colour(scheme + value + side))
+
+
+def read_rules(path: Path) -> Callable[[dict], list[Structure]]:
+    """Read a site's own naming: a JSON list of rules, the first that fits a segment decides.
+
+    Each rule has "label" (the segment's label, any case) or "code" ([scheme, value]), and one of
+    "structure" (a name of the shipped table), "split" (two such names: the segment is cut at its
+    midline), "new" ({"name", "code": [scheme, value, side]}) or "ignore": true. Segments that no
+    rule fits are identified by their codes.
+
+    Raises:
+        ValueError: the file is not such a list.
+    """
+    try:
+        rules = json.loads(Path(path).read_text(encoding="utf-8"))
+        parsed = [(_fits(rule), _named(rule)) for rule in rules]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path}: no list of structure rules ({error})") from None
+
+    def identified(attributes: dict) -> list[Structure]:
+        for fits, structures in parsed:
+            if fits(attributes):
+                return structures
+        return by_codes(attributes)
+
+    return identified
+
+
+def _fits(rule: dict) -> Callable[[dict], bool]:
+    if "label" in rule:
+        label = str(rule["label"]).casefold()
+        return lambda attributes: attributes.get("SegmentLabel", "").casefold() == label
+    scheme, value = rule["code"]
+    return lambda attributes: _code_of(attributes) == (scheme, value)
+
+
+def _named(rule: dict) -> list[Structure]:
+    table = {structure.name: structure for structure in PELVIS}
+    if rule.get("ignore"):
+        return []
+    if "new" in rule:
+        scheme, value, side = rule["new"]["code"]
+        name = str(rule["new"]["name"])
+        if side not in OTHER_SIDE:
+            raise ValueError(f"side '{side}' is not left, right or empty")
+        return [Structure(name, scheme, value, name, side, _colour(scheme + value + side))]
+    names = rule["split"] if "split" in rule else [rule["structure"]]
+    unknown = [name for name in names if name not in table]
+    if unknown:
+        raise ValueError(f"'{unknown[0]}' is none of {', '.join(table)}")
+    structures = [table[name] for name in names]
+    if "split" in rule and [s.side for s in structures] != ["left", "right"]:
+        raise ValueError("'split' takes a left and a right structure")
+    return structures
+
+
+def by_codes(attributes: dict) -> list[Structure]:
+    """The structure that a segment's codes and label stand for; none for Background.
+
+    Args:
+        attributes: a segment's entry of dcmqi's meta.json.
+    """
+    scheme, value = _code_of(attributes)
+    if (scheme, value) == BACKGROUND:
+        return []
+    code = attributes.get("SegmentedPropertyTypeCodeSequence", {})
+    modifier = attributes.get("SegmentedPropertyTypeModifierCodeSequence", {})
+    modifiers = [modifier.get("CodeValue", ""), modifier.get("CodeMeaning", "")]
+    label = attributes.get("SegmentLabel") or attributes.get("SegmentDescription") or ""
+    return [identify(scheme, value, code.get("CodeMeaning", ""), modifiers, label)]
+
+
+def _code_of(attributes: dict) -> tuple[str, str]:
+    code = attributes.get("SegmentedPropertyTypeCodeSequence", {})
+    return code.get("CodingSchemeDesignator", ""), code.get("CodeValue", "")
 
 
 def _colour(text: str) -> tuple[int, int, int]:

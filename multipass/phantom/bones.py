@@ -139,12 +139,12 @@ def tube_notch() -> Cloud:
 def _sacrum_parts() -> dict[str, Cloud]:
     rows = []
     for centre, inner, outer, edge in (
-        ((15, 57, 15.0), (23, 16, 55, 13), (40, 26, 51, 11), (52, 29, 45, 9)),
+        ((12, 56, 15.0), (23, 14, 55, 13), (40, 26, 51, 11), (52, 29, 45, 9)),
         ((23, 49, 15.0), (22, 26, 48, 13), (40, 34, 43, 13), (51, 36, 34, 11)),
         ((37, 36, 13.0), (21, 39, 36, 12), (37, 43, 32, 12), (46, 46, 27, 10)),
-        ((52, 20, 10.5), (18, 53, 20, 9.5), (31, 55, 18, 9), (40, 57, 16, 6.5)),
-        ((63, 4, 8.5), (15, 63, 4, 7.5), (25, 62, 4, 6), (31, 62, 5, 4.5)),
-        ((69, -12, 7.0), (10, 69, -12, 6), (17, 67, -10, 4.5), (20, 66, -9, 3.5)),
+        ((54, 20, 10.0), (18, 54, 20, 9.5), (31, 55, 18, 9), (40, 57, 16, 6.5)),
+        ((66, 4, 8.0), (15, 65, 4, 7.5), (25, 62, 4, 6), (31, 62, 5, 4.5)),
+        ((69, -13, 6.5), (10, 68, -13, 5.5), (17, 66, -11, 4.5), (20, 65, -10, 3.5)),
     ):
         side = [(inner, 1), (outer, 1), (edge, 1)]
         left = [(s[0], s[1], s[2], s[3]) for s, _ in side]
@@ -189,15 +189,16 @@ def sacrum(points: np.ndarray) -> np.ndarray:
     bone = union([parts["body"](points), parts["arches"](points), parts["crest"](points)], 5)
     bone = smooth_max(bone, 1 - parts["canal"](points), 2)
     bone = smooth_max(bone, -_foramina()(points), 3)
-    bone = smooth_max(bone, plane(points, (0, 12, 64), (0, -0.52, 0.85)), 4)
-    return smooth_min(bone, _facets()(points), 4)
+    bone = smooth_max(bone, plane(points, (0, 11, 63.5), (0, -0.58, 0.81)), 4)
+    return smooth_min(bone, np.maximum(_facets()(points), 1 - parts["canal"](points)), 5)
 
 
 @cache
 def _facets() -> Cloud:
-    return Cloud(
-        np.array([(s * 23, 42 + t / 3, 60 + t, 6.0) for s in (-1, 1) for t in range(0, 11, 2)])
-    )
+    """The articular processes that carry L5."""
+    ends = [((s * 25, 36, 46), (s * 23, 45, 65)) for s in (-1, 1)]
+    points = np.concatenate([np.linspace(a, b, 12) for a, b in ends])
+    return Cloud(np.column_stack([points, np.full(len(points), 6.0)]))
 
 
 @cache
@@ -217,7 +218,8 @@ def coccyx(points: np.ndarray) -> np.ndarray:
 def _femur_parts() -> dict[str, Cloud]:
     shaft = [
         (41, 9, -48, 16.5), (41.5, 9, -62, 16), (41.5, 8, -85, 14.5), (41, 6, -120, 14),
-        (40, 3, -170, 13.7), (38, 2, -230, 14), (35, 4, -300, 15), (31, 9, -370, 19), (28, 12, -410, 26),
+        (40, 3, -170, 13.7), (38, 2, -230, 14), (35, 4, -300, 15), (31, 9, -370, 19),
+        (28, 12, -410, 26),
     ]  # fmt: skip
     return {
         "neck": tube([(4, 0, -3, 16.5), (17, 2, -13, 15), (30, 5, -25, 16), (40, 8, -42, 16.5)]),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -92,11 +92,8 @@ def draw_recipe(seed: int, index: int, matrix: int = 512, size: str | None = Non
 
 def small(recipe: Recipe) -> Recipe:
     """The same patient in a quick, coarse scan."""
-    from dataclasses import replace
-
-    pixel_mm = recipe.pixel_mm
     return replace(
-        recipe, pixel_mm=pixel_mm, slice_step_mm=6.0, slice_thickness_mm=6.0, lattice_mm=3.0,
+        recipe, slice_step_mm=6.0, slice_thickness_mm=6.0, lattice_mm=3.0,
         bottom_mm=-170.0 * recipe.scale, top_mm=110.0 * recipe.scale, implant="",
     )  # fmt: skip
 
@@ -113,7 +110,9 @@ def _draw_scan(rng: np.random.Generator, tall: bool, scale: float, matrix: int) 
         "slice_thickness_mm": round(float(np.clip(thickness, 0.8, 6.0)), 3),
         "bottom_mm": round(bottom, 1), "top_mm": round(top, 1),
         "centre_mm": (round(float(rng.normal(0, 7)), 1), round(float(rng.normal(0, 8)), 1)),
-        "table_offset_mm": tuple(round(float(v), 1) for v in rng.uniform(-400, 400, 3) * (0.1, 0.4, 1)),
+        "table_offset_mm": tuple(
+            round(float(v), 1) for v in rng.uniform(-400, 400, 3) * (0.1, 0.4, 1)
+        ),
         "position": str(rng.choice(POSITIONS, p=[0.55, 0.25, 0.12, 0.08])),
         "noise_hu": round(float(np.exp(rng.uniform(np.log(6), np.log(45)))), 1),
         "kernel_px": round(float(rng.uniform(-0.5, 1.0)), 2),
@@ -148,7 +147,7 @@ def _draw_extras(rng: np.random.Generator, tall: bool) -> dict:
         "arms": bool(rng.random() < (0.35 if tall else 0.15)), "table": bool(rng.random() < 0.9),
         "cables": int(rng.choice([0, 0, 1, 3])),
         "vessel_hu": float(rng.uniform(110, 330) if contrast else rng.uniform(30, 60)),
-        "bladder_hu": float(rng.choice([rng.uniform(-5, 20), rng.uniform(120, 900)], p=[0.75, 0.25])),
+        "bladder_hu": float(rng.uniform(120, 900) if rng.random() < 0.25 else rng.uniform(-5, 20)),
         "bowel": tuple(float(s) for s in shares[:3]),
         "calcifications": int(rng.choice([0, 6, 25, 60])),
     }  # fmt: skip

@@ -5,13 +5,15 @@ from __future__ import annotations
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
+from multipass.phantom.lattice import Block
 from multipass.phantom.recipe import Recipe
-from multipass.phantom.scene import Block, Bone
+from multipass.phantom.scene import Bone
+from multipass.phantom.streaks import streaks
 from multipass.volume import Grid
 
-SLAB_MM = 10.0
 FINE_MM = 1.3  # thick slices are averaged over planes about this far apart
 HU_RANGE = (-1024, 3071)
+METAL = -1
 
 
 def scan_grid(recipe: Recipe) -> Grid:
@@ -77,43 +79,60 @@ def render(
     label = np.zeros(grid.size[::-1], np.uint8)
     samplers = [(bone, Sampler(bone.distance, xs, ys)) for bone in bones]
     ground = Sampler(body, xs, ys)
-    rng = recipe.rng("noise")
-    planes = max(1, round(recipe.slice_thickness_mm / FINE_MM))
-    shifts = ((np.arange(planes) + 0.5) / planes - 0.5) * recipe.slice_thickness_mm
+    rng, streak_rng = recipe.rng("noise"), recipe.rng("streaks")
+    strength = streak_rng.uniform(0.3, 1.2)
     for k, z in enumerate(zs):
-        total = np.zeros(grid.size[:2], np.float32)
+        picture, fills = _slice(recipe, samplers, ground, z)
+        metal = fills.pop(METAL, None)
+        if metal is not None and metal.max() > 0.1:
+            picture += streaks(metal, recipe.pixel_mm, strength, streak_rng)
         best = np.full(grid.size[:2], 0.5, np.float32)
-        fills = {}
-        for shift in shifts:
-            total += _plane(recipe, samplers, ground, z + shift, fills, planes)
-        picked = label[k].T
-        for value, (box, fill) in fills.items():
-            better = fill >= best[box]
-            picked[box][better] = value
-            best[box][better] = fill[better]
-        hu[k] = _finish(recipe, total.T / planes, rng)
+        for value, fill in fills.items():
+            better = fill >= best
+            label[k].T[better] = value
+            best[better] = fill[better]
+        hu[k] = _finish(recipe, picture.T, rng)
     return hu.T, label.T
 
 
-def _plane(recipe, samplers, ground: Sampler, z: float, fills: dict, planes: int) -> np.ndarray:
-    """HU of one thin plane; adds each bone's share of the voxels to `fills`."""
-    picture = ground.plane(ground.block.array, z)
-    assert picture is not None and picture.shape == (recipe.matrix, recipe.matrix)
+def _slice(
+    recipe: Recipe, samplers: list[tuple[Bone, Sampler]], ground: Sampler, z: float
+) -> tuple[np.ndarray, dict[int, np.ndarray]]:
+    """HU of one slice, averaged over its thickness, and each label's share of the pixels."""
+    planes = max(1, round(recipe.slice_thickness_mm / FINE_MM))
+    shifts = ((np.arange(planes) + 0.5) / planes - 0.5) * recipe.slice_thickness_mm
+    shape = (recipe.matrix, recipe.matrix)
+    total = np.zeros(shape, np.float32)
+    fills: dict[int, np.ndarray] = {}
+    for height in z + shifts:
+        picture = ground.plane(ground.block.array, height)
+        assert picture is not None and picture.shape == shape, "the body does not fill the scan"
+        for bone, sampler in samplers:
+            share = _paint(recipe, bone, sampler, height, picture)
+            key = METAL if bone.kind == "metal" else bone.label
+            if key and share is not None:
+                fills.setdefault(key, np.zeros(shape, np.float32))[sampler.box] += share / planes
+        total += picture
+    return total / planes, fills
+
+
+def _paint(
+    recipe: Recipe, bone: Bone, sampler: Sampler, z: float, picture: np.ndarray
+) -> np.ndarray | None:
+    """Paint a bone into one thin plane; its share of the pixels of its box, None for none."""
+    distance = sampler.plane(bone.distance.array, z)
     edge = np.float32(1 / recipe.pixel_mm)
-    for bone, sampler in samplers:
-        distance = sampler.plane(bone.distance.array, z)
-        if distance is None or distance.min() > recipe.pixel_mm:
-            continue
-        box = sampler.box
-        outer = np.clip(0.5 - distance * edge, 0, 1)
+    if distance is None or distance.min() * edge > 0.5:
+        return None
+    outer = np.clip(0.5 - distance * edge, 0, 1)
+    solid = np.float32(bone.shell_hu) * outer
+    if bone.kind == "bone":
         inner = np.clip(0.5 - sampler.plane(bone.inner.array, z) * edge, 0, 1)
-        core = sampler.plane(bone.core_hu.array, z)
-        solid = recipe.cortex_hu * (outer - inner) + core * inner
-        picture[box] = picture[box] * (1 - outer) + solid
-        if bone.label:
-            old = fills.get(bone.label, (box, 0.0))[1]
-            fills[bone.label] = (box, old + outer / np.float32(planes))
-    return picture
+        solid += (sampler.plane(bone.core_hu.array, z) - np.float32(bone.shell_hu)) * inner
+    part = picture[sampler.box]
+    part *= 1 - outer
+    part += solid
+    return outer
 
 
 def _finish(recipe: Recipe, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from multipass.phantom import bones, spine
-from multipass.phantom.anatomy import VESSELS
+from multipass.phantom.anatomy import ARTERIES
 from multipass.phantom.implants import METAL_HU, metal_parts, prosthetic_sides, without_head
 from multipass.phantom.lattice import Block, Shape, distances
 from multipass.phantom.pose import Pose
@@ -87,16 +87,17 @@ class Skeleton:
         """Plaques on the walls of the arteries."""
         rng = self.recipe.rng("calcifications")
         balls = []
-        arteries = [a for a in VESSELS if a.artery]
         for _ in range(self.recipe.calcifications):
-            artery = arteries[rng.integers(len(arteries))].cloud
+            artery = ARTERIES[rng.integers(len(ARTERIES))]
             place = rng.integers(len(artery.tree.data))
             way = rng.normal(0, 1, 3)
             way[2] = 0
             centre = artery.tree.data[place] + artery.radii[place] * way / np.linalg.norm(way)
             side = rng.choice([-1, 1])
             for step in range(int(rng.integers(1, 4))):
-                balls.append((side * centre[0], centre[1], centre[2] + 2 * step, rng.uniform(1, 2.4)))
+                balls.append(
+                    (side * centre[0], centre[1], centre[2] + 2 * step, rng.uniform(1, 2.4))
+                )
         cloud = Cloud(np.array(balls))
         low, high = np.array(balls).min(0)[:3], np.array(balls).max(0)[:3]
         self._add("plaques", self._in_pelvis(cloud), self._box([low, high]), "calcification")

@@ -6,9 +6,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from multipass.phantom.pose import Pose
 from multipass.phantom.recipe import Recipe, draw_recipe
 from multipass.phantom.scanner import render, scan_grid
-from multipass.phantom.scene import Pose, Skeleton
+from multipass.phantom.scene import Skeleton
 from multipass.phantom.tissue import paint_body
 from multipass.volume import Volume, floats3
 
@@ -51,8 +52,8 @@ def make_subject(
     drawn = recipe or draw_recipe(seed, index, matrix, size)
     drawn = replace(drawn, **overrides)
     pose = Pose(drawn)
-    skeleton = Skeleton(drawn, pose)
-    body = paint_body(drawn, pose)
+    skeleton = Skeleton(pose)
+    body = paint_body(pose)
     grid = scan_grid(drawn)
     hu, label = render(drawn, list(skeleton.bones.values()), body, grid)
     origin = floats3(np.add(grid.origin_mm, drawn.table_offset_mm).round(3))

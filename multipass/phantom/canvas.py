@@ -1,0 +1,140 @@
+"""The lattice on which soft tissue is painted, and the outlines of body and body cavity."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.ndimage import gaussian_filter
+
+from multipass.phantom.lattice import Block
+from multipass.phantom.pose import Pose
+from multipass.phantom.shapes import smooth_min
+
+AIR_HU = -1000.0
+STEP_MM = 3.0
+
+
+class Canvas:
+    """Hounsfield units on a lattice, painted shape by shape with soft edges.
+
+    Attributes:
+        points: (N, 3) lattice points in the scene; `select` narrows them to the body.
+        pelvis: the same points in the pelvis frame, as they are (1) and mirrored (-1).
+        outline: distance to the outer face of the muscle layer.
+    """
+
+    def __init__(self, pose: Pose):
+        self.recipe, self.pose = pose.recipe, pose
+        recipe = pose.recipe
+        half = recipe.matrix * recipe.pixel_mm / 2 + 2 * STEP_MM
+        x, y = recipe.centre_mm
+        low = np.array([x - half, y - half, recipe.bottom_mm - 2 * STEP_MM])
+        high = np.array([x + half, y + half, recipe.top_mm + 2 * STEP_MM])
+        start, end = np.floor(low / STEP_MM).astype(int), np.ceil(high / STEP_MM).astype(int)
+        self.block = Block(start, np.full(end - start + 1, AIR_HU, np.float32), STEP_MM)
+        self.all = np.arange(self.block.array.size)
+        self.points = self.block.points()
+        self.hu = self.block.array.reshape(-1)
+        self.rng = recipe.rng("tissue")
+        self.outline = outline(self)
+
+    def select(self, where: np.ndarray) -> None:
+        """Go on with these points only."""
+        self.all = np.flatnonzero(where)
+        self.points = _columns(self.points, self.all)
+        self.outline = self.outline[self.all]
+        self.hu = self.hu[self.all]
+        pelvis = self.pose.to_pelvis(self.points)
+        self.pelvis = {1: pelvis, -1: _mirrored(pelvis)}
+        self.cavity = cavity(pelvis)
+
+    def store(self) -> None:
+        self.block.array.reshape(-1)[self.all] = self.hu
+
+    def noise(self, sigma_mm: float) -> np.ndarray:
+        """Smooth noise of unit variance at the points."""
+        shrink = max(int(sigma_mm / STEP_MM / 1.5), 1)
+        size = [n // shrink + 2 for n in self.block.array.shape]
+        field = gaussian_filter(self.rng.standard_normal(size, dtype=np.float32), 1.5, truncate=2)
+        field /= field.std()
+        for axis, count in enumerate(self.block.array.shape):
+            if shrink > 1:
+                place = np.arange(count, dtype=np.float32) / shrink
+                low = place.astype(int)
+                shape = [1, 1, 1]
+                shape[axis] = count
+                part = (place - low).reshape(shape)
+                field = field.take(low, axis) * (1 - part) + field.take(low + 1, axis) * part
+            else:
+                field = field.take(np.arange(count), axis)
+        return field.reshape(-1)[self.all]
+
+    def fill(
+        self, distance: np.ndarray, hu: float | np.ndarray, where: np.ndarray | None = None
+    ) -> None:
+        """Paint where the distance is negative, with a soft edge.
+
+        Args:
+            hu: a number, or a value for each of the canvas's points.
+            where: indices of the points that `distance` is for; all by default.
+        """
+        cover = np.clip(0.5 - distance / np.float32(STEP_MM), 0, 1)
+        hit = np.flatnonzero(cover)
+        cover = cover[hit]
+        index = hit if where is None else where[hit]
+        value = hu[index] if isinstance(hu, np.ndarray) else np.float32(hu)
+        self.hu[index] += cover * (value - self.hu[index])
+
+
+def _columns(points: np.ndarray, where: np.ndarray) -> np.ndarray:
+    return np.stack([points[where, d] for d in range(3)]).T
+
+
+def _mirrored(points: np.ndarray) -> np.ndarray:
+    return np.stack([-points[:, 0], points[:, 1], points[:, 2]]).T
+
+
+def outline(canvas: Canvas) -> np.ndarray:
+    """Distance to the outer face of the muscle layer: trunk and thighs."""
+    p, scale = canvas.points, np.float32(canvas.recipe.scale)
+    z = p[:, 2] / scale
+    half_x, half_y, centre_y = (_profile(z, column) for column in (1, 2, 3))
+    x = np.abs(p[:, 0] / scale) / half_x
+    y = np.abs(p[:, 1] / scale - centre_y) / half_y
+    trunk = ((x**2.5 + y**2.5) ** 0.4 - 1) * np.minimum(half_x, half_y) * scale
+    result = np.maximum(trunk, (-95 - z) * scale).astype(np.float32)
+    low = np.flatnonzero(z < 80)
+    below = _columns(p, low)
+    for side in (1, -1):
+        q = canvas.pose.to_femur(below, side)
+        axis = np.interp(q[:, 2], (-420, -60), (26, 28)).astype(np.float32)
+        radius = np.interp(q[:, 2], (-420, -150, -80, -20, 70), (58, 76, 80, 72, 10))
+        leg = (np.hypot(q[:, 0] - axis, q[:, 1] - 2) - radius.astype(np.float32)) * scale
+        result[low] = smooth_min(result[low], leg, 25 * float(scale))
+    return result + 2.0 * canvas.noise(40)
+
+
+# Height, half width, half depth and middle (front to back) of the muscle layer's outline
+OUTLINE = np.array(
+    [
+        (-260, 120, 60, 5), (-120, 158, 82, 0), (-60, 166, 96, 2), (0, 160, 98, 4),
+        (60, 150, 96, 0), (110, 140, 94, -14), (170, 136, 95, -22), (260, 142, 100, -24),
+        (380, 150, 105, -20),
+    ]
+)  # fmt: skip
+CAVITY = np.array(
+    [
+        (-75, 15, 15, 0), (-40, 45, 50, 5), (0, 55, 62, 0), (40, 85, 62, -18), (90, 112, 62, -32),
+        (200, 118, 68, -40), (400, 120, 75, -38),
+    ]
+)  # fmt: skip
+
+
+def _profile(z: np.ndarray, column: int, table: np.ndarray = OUTLINE) -> np.ndarray:
+    return np.interp(z, table[:, 0], table[:, column]).astype(np.float32)
+
+
+def cavity(p: np.ndarray) -> np.ndarray:
+    """Distance to the walls of abdomen and true pelvis, pelvis frame."""
+    half_x, half_y, centre_y = (_profile(p[:, 2], column, CAVITY) for column in (1, 2, 3))
+    rho = np.hypot(p[:, 0] / half_x, (p[:, 1] - centre_y) / half_y)
+    return (rho - 1) * np.minimum(half_x, half_y)

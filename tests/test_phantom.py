@@ -1,0 +1,195 @@
+"""The synthetic cohort: anatomy, labels that fit the picture, DICOM that reads back, same bytes."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import highdicom as hd
+import numpy as np
+import pydicom
+import pytest
+from pydicom.uid import CTImageStorage
+
+from multipass.phantom import Subject, draw_recipe, make_subject, write_subject
+from multipass.phantom.cohort import Options, write_cohort
+from multipass.phantom.writer import flipped
+from multipass.structures import PELVIS
+from multipass.volume import Volume, upright
+
+QUICK = {"matrix": 64, "size": "small"}
+WRITTEN = {"HFS": (1, 0, 0, 0, 1, 0), "HFP": (-1, 0, 0, 0, -1, 0), "FFS": (-1, 0, 0, 0, 1, 0)}
+
+
+@pytest.fixture(scope="module")
+def subject() -> Subject:
+    return make_subject(5, 0, **QUICK, position="HFS", noise_hu=10.0)
+
+
+def centre_mm(subject: Subject, value: int) -> np.ndarray:
+    index = np.argwhere(subject.label == value).mean(axis=0)
+    return subject.volume.grid.affine[:3, :3] @ index + subject.volume.grid.affine[:3, 3]
+
+
+def read_ct(folder: Path) -> tuple[np.ndarray, list[pydicom.Dataset]]:
+    """HU (X, Y, Z) and the slices, sorted along the normal."""
+    files = [pydicom.dcmread(p) for p in folder.glob("*.dcm")]
+    turn = np.array(files[0].ImageOrientationPatient, float)
+    normal = np.cross(turn[:3], turn[3:])
+    files.sort(key=lambda d: float(np.dot(normal, d.ImagePositionPatient)))
+    hu = [d.pixel_array.T * float(d.RescaleSlope) + float(d.RescaleIntercept) for d in files]
+    return np.stack(hu, axis=-1), files
+
+
+def read_mask(folder: Path) -> tuple[dict[int, str], hd.Volume]:
+    (path,) = folder.glob("*.dcm")
+    seg = hd.seg.segread(path)
+    names = {d.SegmentNumber: d.SegmentLabel for d in seg.SegmentSequence}
+    return names, seg.get_volume(combine_segments=True)
+
+
+def test_every_structure_is_where_it_belongs(subject):
+    left_hip, right_hip, sacrum, left_femur, right_femur = (
+        centre_mm(subject, v) for v in range(1, 6)
+    )
+    assert right_femur[0] < right_hip[0] < sacrum[0] < left_hip[0] < left_femur[0]
+    assert sacrum[1] > max(left_hip[1], right_hip[1])  # behind
+    assert sacrum[2] > max(left_hip[2], right_hip[2])  # above
+    assert max(left_femur[2], right_femur[2]) < min(left_hip[2], right_hip[2])
+
+
+def test_sizes_are_human():
+    subject = make_subject(5, 1, matrix=160, size="small", slice_step_mm=3.0, implant="")
+    ml = [(subject.label == v).sum() * subject.volume.grid.voxel_ml for v in range(1, 6)]
+    assert 230 < ml[0] < 520 and 230 < ml[1] < 520 and 120 < ml[2] < 320
+    hips = np.argwhere(np.isin(subject.label, (1, 2)))
+    wide, deep, tall = np.ptp(hips, axis=0) * subject.volume.grid.spacing_mm
+    assert 220 < wide < 330 and 115 < deep < 190 and 170 < tall < 260
+
+
+def test_label_fits_the_picture():
+    subject = make_subject(
+        5, 2, matrix=192, size="small", noise_hu=0.0, kernel_px=0.0, implant="", calcifications=0,
+        slice_step_mm=3.0, slice_thickness_mm=3.0, vessel_hu=40.0, cortex_hu=1200.0,
+        cortex_mm=2.0,
+    )  # fmt: skip
+    inside = subject.volume.array[subject.label > 0]
+    assert np.mean(inside > 100) > 0.85
+    hu = subject.volume.array.astype(float)
+    solid = subject.label == 4
+    scores = [
+        np.corrcoef(np.roll(solid, shift, axis)[10:-10].ravel(), (hu > 300)[10:-10].ravel())[0, 1]
+        for axis in range(3)
+        for shift in (-1, 0, 1)
+    ]
+    for axis in range(3):
+        before, here, after = scores[3 * axis : 3 * axis + 3]
+        assert here > before and here > after
+
+
+def test_same_seed_same_subject_whatever_the_cohort(subject):
+    again = make_subject(5, 0, **QUICK, position="HFS", noise_hu=10.0)
+    np.testing.assert_array_equal(again.volume.array, subject.volume.array)
+    np.testing.assert_array_equal(again.label, subject.label)
+    assert draw_recipe(5, 0) != draw_recipe(5, 1) != draw_recipe(6, 1)
+
+
+def test_metal_is_not_bone():
+    fixed = {"matrix": 96, "size": "small", "noise_hu": 5.0}
+    subject = make_subject(5, 3, **fixed, implant="two prostheses")
+    whole = make_subject(5, 3, **fixed, implant="")
+    metal = subject.volume.array >= 3000
+    assert metal.sum() > 50
+    assert (subject.label[metal] > 0).mean() < 0.35  # partly filled voxels only
+    for femur in (4, 5):
+        assert 0 < (subject.label == femur).sum() < (whole.label == femur).sum()
+
+
+@pytest.mark.parametrize("position", ["HFS", "HFP", "FFS"])
+@pytest.mark.parametrize(("slope", "intercept", "signed"), [(1, -1024, True), (0.5, -1000, False)])
+def test_dicom_reads_back(tmp_path, subject, position, slope, intercept, signed):
+    recipe = replace(
+        subject.recipe,
+        slope=slope, intercept=intercept, signed=signed, padding=None, file_order="shuffled",
+    )  # fmt: skip
+    kept = replace(subject, position=position, recipe=recipe)
+    write_subject(tmp_path / "Patient_01", kept)
+    assert [p.name for p in tmp_path.iterdir()] == ["Patient_01"]
+    hu, files = read_ct(tmp_path / "Patient_01" / "im_1")
+    first = files[0]
+    assert first.SOPClassUID == CTImageStorage and first.PatientPosition == position
+    assert tuple(np.array(first.ImageOrientationPatient, float)) == WRITTEN[position]
+    assert len({d.SOPInstanceUID for d in files}) == len(files) == subject.label.shape[2]
+    turn = np.array(first.ImageOrientationPatient, float)
+    signs = (int(turn[0]), int(turn[4]), int(turn[0] * turn[4]))
+    expected = flipped(subject.volume, signs)
+    np.testing.assert_allclose(hu, np.maximum(expected.array, intercept), atol=0.51 * slope)
+    np.testing.assert_allclose(first.ImagePositionPatient, expected.grid.origin_mm, atol=1e-5)
+    np.testing.assert_array_equal(upright(expected).array, subject.volume.array)
+
+    names, mask = read_mask(tmp_path / "Patient_01" / "im_3")
+    assert sorted(names.values()) == sorted(s.name for s in PELVIS)
+    values = np.zeros(6, np.uint8)
+    for number, name in names.items():
+        values[number] = 1 + [s.name for s in PELVIS].index(name)
+    # highdicom's array runs (slice, row, column) with an affine to LPS millimetres
+    truth = flipped(Volume(subject.label, subject.volume.grid), signs)
+    index = np.argwhere(mask.array)
+    place = index @ mask.affine[:3, :3].T + mask.affine[:3, 3]
+    voxel = (place - truth.grid.origin_mm) @ truth.grid.matrix / truth.grid.spacing_mm
+    assert np.abs(voxel - np.rint(voxel)).max() < 0.01
+    found = np.zeros_like(truth.array)
+    found[tuple(np.rint(voxel).astype(int).T)] = values[mask.array[tuple(index.T)]]
+    np.testing.assert_array_equal(found, truth.array)
+
+
+def test_segmentation_skips_empty_frames_and_points_to_the_slices(tmp_path, subject):
+    write_subject(tmp_path / "a", subject)
+    (path,) = (tmp_path / "a" / "im_3").glob("*.dcm")
+    seg = pydicom.dcmread(path)
+    frames = sum(int((subject.label == v).any(axis=(0, 1)).sum()) for v in range(1, 6))
+    assert seg.NumberOfFrames == frames
+    referenced = {
+        item.ReferencedSOPInstanceUID
+        for item in seg.ReferencedSeriesSequence[0].ReferencedInstanceSequence
+    }
+    slices = {pydicom.dcmread(p).SOPInstanceUID for p in (tmp_path / "a" / "im_1").glob("*")}
+    assert referenced and referenced <= slices
+    codes = {
+        (d.SegmentedPropertyTypeCodeSequence[0].CodeValue, d.SegmentLabel)
+        for d in seg.SegmentSequence
+    }
+    assert codes == {(s.value, s.name) for s in PELVIS}
+
+
+def test_same_bytes_for_any_number_of_jobs_and_segments_numbered_differently(tmp_path):
+    one, two = tmp_path / "one", tmp_path / "two"
+    options = {"seed": 3, "matrix": 48, "size": "small"}
+    list(write_cohort(Options(output=one, patients=3, **options)))
+    lines = list(write_cohort(Options(output=two, patients=2, jobs=2, **options)))
+    assert [line.split(":")[0] for line in lines] == ["Patient_01", "Patient_02"]
+    names = sorted(p.relative_to(two) for p in two.rglob("*.dcm"))
+    assert names == sorted(
+        p.relative_to(one) for p in one.rglob("*.dcm") if "Patient_03" not in p.parts
+    )
+    for name in names:
+        assert (one / name).read_bytes() == (two / name).read_bytes(), name
+    orders = {tuple(read_mask(p / "im_3")[0].values()) for p in one.iterdir()}
+    assert len(orders) > 1
+    kept = list(write_cohort(Options(output=one, patients=3, **options)))
+    assert all("kept" in line for line in kept)
+
+
+def test_bad_options_get_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    command = [sys.executable, "-m", "multipass.phantom", "--patients", "1", "--output"]
+    result = subprocess.run(
+        [*command, str(tmp_path / "file")], capture_output=True, text=True, check=False,
+        cwd=Path(__file__).parents[1],
+    )  # fmt: skip
+    assert result.returncode == 1
+    assert len(result.stderr.strip().splitlines()) == 1 and "--output" in result.stderr
+    with pytest.raises(ValueError, match="matrix"):
+        list(write_cohort(Options(output=tmp_path / "x", matrix=8)))

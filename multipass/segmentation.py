@@ -17,7 +17,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from multipass.series import SegHeader
-from multipass.structures import Structure, by_codes, ordered
+from multipass.structures import PELVIS, Structure, by_codes, ordered
 from multipass.volume import Grid, Volume, axis_order, from_sitk, ints3, resample, resample_oblique
 from multipass.volume import upright as to_upright
 
@@ -324,15 +324,16 @@ def _share_overlaps(segments: list[Segment], grid: Grid) -> tuple[list[Segment],
 
 
 def _check_sides(segments: list[Segment], grid: Grid) -> None:
-    """LPS x grows to the patient's left, so each left structure lies at a larger x than its right
-    partner, and than the structures without a side.
+    """LPS x grows to the patient's left, so left structures lie at larger x than right ones, and
+    the table's midline structure (the sacrum) between them.
 
     Raises:
-        ValueError: it does not.
+        ValueError: they do not.
     """
     centres: dict[str, list[tuple[float, str]]] = {"left": [], "right": [], "": []}
     for segment in segments:
-        if segment.mask.size:
+        sided = bool(segment.structure.side) or segment.structure in PELVIS
+        if segment.mask.size and sided:
             weights = segment.mask.sum(axis=(1, 2), dtype=np.float64)
             index = float(weights @ np.arange(len(weights)) / weights.sum()) + segment.start[0]
             x = grid.origin_mm[0] + index * grid.spacing_mm[0]

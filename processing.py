@@ -70,6 +70,8 @@ def main(options: Options) -> int:
     if options.structures:
         read_rules(options.structures)
     options.output.mkdir(parents=True, exist_ok=True)
+    for leftover in options.output.glob(".*.partial"):  # of a run that was killed
+        leftover.unlink()
     print(f"{len(folders)} patients in {options.input}, writing to {options.output}")
     rows = []
     for row in tqdm(process_all(folders, options), total=len(folders), unit="patient"):

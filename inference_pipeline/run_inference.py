@@ -21,19 +21,18 @@ ROOT = Path(__file__).resolve().parent.parent
 # Appended: inserted in front it would hide this folder's processing.py behind the root's.
 sys.path.append(str(ROOT))
 
-import numpy as np  # noqa: E402
 import torch  # noqa: E402
 import tyro  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from multipass import __version__, checkpoint, findings, metrics, output, passes  # noqa: E402
+from multipass import __version__, checkpoint, findings, output, passes  # noqa: E402
 from multipass.cases import Case, find_cases  # noqa: E402
 from multipass.maps import native_labels  # noqa: E402
 from multipass.report import overlay  # noqa: E402
 from multipass.scoring import score  # noqa: E402
 from multipass.stages import Stages  # noqa: E402
 from multipass.tables import score_lines, write_summary  # noqa: E402
-from processing import Scan, own_grid_labels, read_scan  # noqa: E402
+from processing import own_grid_labels, read_scan  # noqa: E402
 
 TEST_DATA = ROOT / "inference_pipeline" / "test_data"
 RESULTS = ROOT / "inference_pipeline" / "processed_files" / "inference_results"
@@ -170,7 +169,8 @@ def segment_case(
         "flags": flags,
     }
     with stages.stage("scores"):
-        scored = score(case, scan.grid, labels, results, model.structures)
+        volumes_ml = [row["visible_ml"] for row in structures]
+        scored = score(case, scan.grid, labels, results, model.structures, volumes_ml)
     report |= {"scores": scored.rows, "reference_problem": scored.problem}
     with output.case_folder(options.output, case.name) as folder:
         with stages.stage("mask"):
@@ -186,7 +186,7 @@ def segment_case(
                 model.structures,
                 title,
                 flags,
-                reference,
+                scored.reference,
             )
         report["stages"] = stages.taken
         report["seconds"] = round(sum(s["seconds"] or 0 for s in stages.taken.values()), 2)

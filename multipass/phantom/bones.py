@@ -171,12 +171,8 @@ def _sacrum_parts() -> dict[str, Cloud]:
 def _foramina() -> Cloud:
     """Pelvic and dorsal openings of S1 to S4, straight through the plate."""
     balls = []
-    for x, y, z, radius in (
-        (25, 31, 46, 5.5),
-        (23, 45, 29, 5),
-        (20.5, 57, 12, 4.4),
-        (17, 65, -3, 3.6),
-    ):
+    openings = [(25, 31, 46, 5.5), (23, 45, 29, 5), (20.5, 57, 12, 4.4), (17, 65, -3, 3.6)]
+    for x, y, z, radius in np.array(openings):
         for side in (-1, 1):
             for t in np.arange(-26, 26, 1.5):
                 flare = 1.0 + 0.35 * max(-t - 6, 0) / 10

@@ -20,6 +20,8 @@ class Canvas:
         points: (N, 3) lattice points in the scene; `select` narrows them to the body.
         pelvis: the same points in the pelvis frame, as they are (1) and mirrored (-1).
         outline: distance to the outer face of the muscle layer.
+        cavity: distance to the walls of abdomen and true pelvis.
+        stool: HU, for the points that turn out to lie in stool.
     """
 
     def __init__(self, pose: Pose):
@@ -31,7 +33,7 @@ class Canvas:
         high = np.array([x + half, y + half, recipe.top_mm + 2 * STEP_MM])
         start, end = np.floor(low / STEP_MM).astype(int), np.ceil(high / STEP_MM).astype(int)
         self.block = Block(start, np.full(end - start + 1, AIR_HU, np.float32), STEP_MM)
-        self.all = np.arange(self.block.array.size)
+        self.all: np.ndarray = np.arange(self.block.array.size)
         self.points = self.block.points()
         self.hu = self.block.array.reshape(-1)
         self.rng = recipe.rng("tissue")
@@ -46,6 +48,8 @@ class Canvas:
         pelvis = self.pose.to_pelvis(self.points)
         self.pelvis = {1: pelvis, -1: _mirrored(pelvis)}
         self.cavity = cavity(pelvis)
+        lumps = 20 + 250 * np.minimum(self.noise(3) + 0.8, 0.4)
+        self.stool = np.clip(lumps, -850, 140)
 
     def store(self) -> None:
         self.block.array.reshape(-1)[self.all] = self.hu

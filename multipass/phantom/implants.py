@@ -3,19 +3,29 @@ those are the bone that remains around it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 
 from multipass.phantom.bones import HIP_CENTRE, SOCKET_RADIUS
-from multipass.phantom.pose import Pose
+from multipass.phantom.lattice import Shape
 from multipass.phantom.shapes import Cloud, ball, plane, smooth_max, smooth_min, tube
 
 METAL_HU = 9000.0  # far above what a scan stores; the writer's range cuts it
 CUP_NORMAL = (0.7, -0.35, -0.6)
 
-Metal = tuple[str, Callable[[np.ndarray], np.ndarray], list[tuple[float, float, float]], str]
+
+@dataclass(frozen=True)
+class Metal:
+    """One piece: its shape and the box around it in a frame of the left side, and its side."""
+
+    name: str
+    frame: str  # 'pelvis' or 'femur'
+    side: int  # 1 left, -1 right
+    shape: Shape
+    box: tuple[Sequence[float], Sequence[float]]
 
 
 @cache
@@ -33,8 +43,15 @@ def _neck_screws() -> Cloud:
 
 
 @cache
-def _joint_screw() -> Cloud:
-    return tube([(78, 50, 36, 6.5), (74, 48, 38, 3.7), (8, 24, 50, 3.7), (-4, 20, 52, 3.2)])
+def _joint_screw(side: int) -> Cloud:
+    """From the back of the ilium into the body of S1; the two of a pair pass each other."""
+    up = 5 * side
+    return tube(
+        [
+            (78, 50 - up, 36 - up, 6.5), (74, 48 - up, 38 - up, 3.7), (8, 24 - up, 50 - up, 3.7),
+            (-4, 20 - up, 52 - up, 3.2),
+        ]
+    )  # fmt: skip
 
 
 def prosthesis(points: np.ndarray) -> np.ndarray:
@@ -59,30 +76,19 @@ def prosthetic_sides(implant: str, chosen: int) -> tuple[int, ...]:
     return {"prosthesis": (chosen,), "two prostheses": (1, -1)}.get(implant, ())
 
 
-def metal_parts(pose: Pose) -> list[Metal]:
-    """(name, shape in scene points, corners of its box, frame of the box) of each metal part."""
-    implant, side = pose.recipe.implant, pose.implant_side
-    parts: list[Metal] = []
-    for s in prosthetic_sides(implant, side):
-        parts.append(
-            (f"stem {s}", lambda p, s=s: prosthesis(pose.to_femur(p, s)),
-             [(-18, -18, -142), (52, 20, 18)], f"femur {s}")
-        )  # fmt: skip
-        box = [tuple(np.array(HIP_CENTRE) * (s, 1, 1) + t) for t in (-32, 32)]
-        parts.append(
-            (f"cup {s}", lambda p, s=s: cup(pose.to_pelvis(p) * np.float32((s, 1, 1))), box, "")
-        )
+def metal_parts(implant: str, chosen: int) -> list[Metal]:
+    """What is implanted; see `prosthetic_sides` for `chosen`."""
+    parts = []
+    low, high = ([v + t for v in HIP_CENTRE] for t in (-32, 32))
+    for side in prosthetic_sides(implant, chosen):
+        stem_box = ((-18, -18, -142), (52, 20, 18))
+        parts.append(Metal(f"stem {side}", "femur", side, prosthesis, stem_box))
+        parts.append(Metal(f"cup {side}", "pelvis", side, cup, (low, high)))
     if implant == "femoral neck screws":
-        parts.append(
-            ("neck screws", lambda p: _neck_screws()(pose.to_femur(p, side)),
-             [(-15, -12, -72), (68, 20, 14)], f"femur {side}")
-        )  # fmt: skip
+        box = ((-15, -12, -72), (68, 20, 14))
+        parts.append(Metal("neck screws", "femur", chosen, _neck_screws(), box))
     if implant == "sacroiliac screws":
-        for s in (1, -1):
-            box = [(min(s * 88, s * -10), 10, 25), (max(s * 88, s * -10), 60, 60)]
-            parts.append(
-                (f"screw {s}", lambda p, s=s: _joint_screw()(
-                    pose.to_pelvis(p) * np.float32((s, 1, 1)) + np.float32((0, s * 5, s * 5))
-                ), box, "")
-            )  # fmt: skip
+        for side in (1, -1):
+            box = ((-10, 8, 22), (88, 62, 62))
+            parts.append(Metal(f"screw {side}", "pelvis", side, _joint_screw(side), box))
     return parts

@@ -127,8 +127,10 @@ def _paint(
     outer = np.clip(0.5 - distance * edge, 0, 1)
     solid = np.float32(bone.shell_hu) * outer
     if bone.kind == "bone":
-        inner = np.clip(0.5 - sampler.plane(bone.inner.array, z) * edge, 0, 1)
-        solid += (sampler.plane(bone.core_hu.array, z) - np.float32(bone.shell_hu)) * inner
+        depth, core_hu = sampler.plane(bone.inner.array, z), sampler.plane(bone.core_hu.array, z)
+        assert depth is not None and core_hu is not None
+        inner = np.clip(0.5 - depth * edge, 0, 1)
+        solid += (core_hu - np.float32(bone.shell_hu)) * inner
     part = picture[sampler.box]
     part *= 1 - outer
     part += solid

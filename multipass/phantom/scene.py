@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
@@ -18,9 +20,13 @@ from multipass.structures import PELVIS
 MARGIN_MM = 8.0  # of lattice around a bone
 DISC_GAP_MM = 2.5
 FEMUR_BOX = ((-26, -30, -410), (75, 40, 26))
+HIP_BOX = ((0, -95, -125), (150, 95, 105))
+SACRUM_BOX = ((-70, -20, -35), (70, 95, 95))
+COCCYX_BOX = ((-12, 30, -55), (12, 85, -10))
+SIDES = ((1, "left"), (-1, "right"))
 LABELS = {structure.name: i + 1 for i, structure in enumerate(PELVIS)}
 
-Corner = tuple[float, float, float]
+Box = tuple[Sequence[float], Sequence[float]]
 
 
 @dataclass
@@ -50,38 +56,36 @@ class Skeleton:
         self.recipe, self.pose = pose.recipe, pose
         self.step = pose.recipe.lattice_mm
         self.bones: dict[str, Bone] = {}
-        for name, shape, corners, frame in metal_parts(pose):
-            self._add(name, shape, self._box(corners, frame), "metal")
+        for piece in metal_parts(self.recipe.implant, pose.implant_side):
+            shape = (self._in_femur if piece.frame == "femur" else self._in_pelvis)(
+                piece.shape, piece.side
+            )
+            self._add(piece.name, shape, self._box(piece.box, piece.side, piece.frame), "metal")
         self._add_legs_and_pelvis()
         self._add_spine()
         if self.recipe.calcifications:
             self._add_calcifications()
 
     def _add_legs_and_pelvis(self) -> None:
-        for side, name in ((1, "left"), (-1, "right")):
-            self._add(f"{name} femur", self._femur(side), self._box(FEMUR_BOX, f"femur {side}"))
-        for side, name in ((1, "left"), (-1, "right")):
-            box = self._box([(min(0, side * 150), -95, -125), (max(0, side * 150), 95, 105)])
-            self._add(f"{name} hip bone", self._in_pelvis(bones.hip_bone, side), box)
-        self._add(
-            "sacrum", self._in_pelvis(bones.sacrum), self._box([(-70, -20, -35), (70, 95, 95)])
-        )
-        self._add(
-            "coccyx", self._in_pelvis(bones.coccyx), self._box([(-12, 30, -55), (12, 85, -10)])
-        )
+        for side, name in SIDES:
+            box = self._box(FEMUR_BOX, side, "femur")
+            self._add(f"{name} femur", self._in_femur(self._femur(side), side), box)
+        for side, name in SIDES:
+            shape = self._in_pelvis(bones.hip_bone, side)
+            self._add(f"{name} hip bone", shape, self._box(HIP_BOX, side))
+        self._add("sacrum", self._in_pelvis(bones.sacrum), self._box(SACRUM_BOX))
+        self._add("coccyx", self._in_pelvis(bones.coccyx), self._box(COCCYX_BOX))
 
     def _add_spine(self) -> None:
         top = self.recipe.top_mm / self.pose.size[2]
         for v in spine.SPINE:
             _, y, z = v.centre
-            box = self._box([(-55, y - 32, z - 42), (55, y + 75, z + 36)])
-            self._add(v.name, self._in_pelvis(lambda p, v=v: spine.vertebra(p, v)), box)
-        if top < 190:
-            return
-        for side in (1, -1):
-            box = self._box([(min(0, side * 150), -175, 80), (max(0, side * 150), 80, top)])
-            shape = self._in_pelvis(lambda p, s=side: spine.ribs(p, s, top))
-            self._add(f"ribs {side}", shape, box)
+            box = self._box(((-55, y - 32, z - 42), (55, y + 75, z + 36)))
+            self._add(v.name, self._in_pelvis(partial(spine.vertebra, shape=v)), box)
+        if top > 190:
+            for side, name in SIDES:
+                shape = self._in_pelvis(partial(spine.ribs, top_mm=top), side)
+                self._add(f"{name} ribs", shape, self._box(((0, -175, 80), (150, 80, top)), side))
 
     def _add_calcifications(self) -> None:
         """Plaques on the walls of the arteries."""
@@ -100,31 +104,35 @@ class Skeleton:
                 )
         cloud = Cloud(np.array(balls))
         low, high = np.array(balls).min(0)[:3], np.array(balls).max(0)[:3]
-        self._add("plaques", self._in_pelvis(cloud), self._box([low, high]), "calcification")
+        self._add("plaques", self._in_pelvis(cloud), self._box((low, high)), "calcification")
 
     def _in_pelvis(self, shape: Shape, side: int = 1) -> Shape:
-        mirror, scale = np.float32((side, 1, 1)), np.float32(self.recipe.scale)
-        return lambda points: shape(self.pose.to_pelvis(points) * mirror) * scale
+        scale = np.float32(self.recipe.scale)
+
+        def posed(points: np.ndarray) -> np.ndarray:
+            local = self.pose.to_pelvis(points)
+            local[:, 0] *= side
+            return shape(local) * scale
+
+        return posed
+
+    def _in_femur(self, shape: Shape, side: int) -> Shape:
+        scale = np.float32(self.pose.femur_scale)
+        return lambda points: shape(self.pose.to_femur(points, side)) * scale
 
     def _femur(self, side: int) -> Shape:
-        cut = side in prosthetic_sides(self.recipe.implant, self.pose.implant_side)
+        if side not in prosthetic_sides(self.recipe.implant, self.pose.implant_side):
+            return bones.femur
+        return lambda points: without_head(bones.femur(points), points)
 
-        def shape(points: np.ndarray) -> np.ndarray:
-            local = self.pose.to_femur(points, side)
-            distance = bones.femur(local)
-            distance = without_head(distance, local) if cut else distance
-            return distance * np.float32(self.pose.femur_scale)
-
-        return shape
-
-    def _box(self, corners, frame: str = "") -> np.ndarray:
-        """Lattice indices of the lowest and highest corner around a box of a standing frame, cut
-        to what the scan reaches."""
+    def _box(self, corners: Box, side: int = 1, frame: str = "pelvis") -> np.ndarray:
+        """Lattice indices of the lowest and highest corner around a box of a standing frame (of
+        the left side, mirrored for the right), cut to what the scan reaches."""
         grid = np.stack(np.meshgrid(*np.transpose(corners), indexing="ij"), -1).reshape(-1, 3)
-        if frame:
-            grid = self.pose.femur_to_scene(grid, int(frame.split()[1]))
+        if frame == "femur":
+            grid = self.pose.femur_to_scene(grid, side)
         else:
-            grid = self.pose.to_scene(grid)
+            grid = self.pose.to_scene(grid * (side, 1, 1))
         low, high = grid.min(0) - MARGIN_MM, grid.max(0) + MARGIN_MM
         low[2] = max(low[2], self.recipe.bottom_mm - MARGIN_MM)
         high[2] = min(high[2], self.recipe.top_mm + MARGIN_MM)

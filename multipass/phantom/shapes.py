@@ -62,13 +62,13 @@ def _resample(control: np.ndarray, axis: int, step_mm: float) -> np.ndarray:
     return np.moveaxis(curve(np.linspace(0, count - 1, max(samples, count))), 0, axis)
 
 
-def sheet(rows: Sequence[Sequence[Sequence[float]]], step_mm: float = STEP_MM) -> Cloud:
+def sheet(rows: Sequence, step_mm: float = STEP_MM) -> Cloud:
     """A curved blade through a net of (x, y, z, half thickness) control points."""
     net = np.asarray(rows, float)
     return Cloud(_resample(_resample(net, 0, step_mm), 1, step_mm))
 
 
-def tube(points: Sequence[Sequence[float]], step_mm: float = STEP_MM) -> Cloud:
+def tube(points: Sequence, step_mm: float = STEP_MM) -> Cloud:
     """A curved rod through (x, y, z, radius) control points."""
     return Cloud(_resample(np.asarray(points, float), 0, step_mm))
 

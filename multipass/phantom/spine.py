@@ -88,16 +88,16 @@ def vertebra(points: np.ndarray, shape: Vertebra, turn: float = 0.0) -> np.ndarr
 
 
 @cache
-def rib(name: str, side: int) -> Cloud:
-    """One rib as a flat band that runs out, down and forward around an oval chest."""
+def rib(name: str) -> Cloud:
+    """One left rib as a flat band that runs out, down and forward around an oval chest."""
     shape = next(v for v in SPINE if v.name == name)
-    start = np.array(shape.centre) + (side * 20, 22, 2)
+    start = np.array(shape.centre) + (20, 22, 2)
     half_width, half_depth, centre_y = 138, 100, shape.centre[1] - 62
     reach = shape.rib_mm / 120
     points = []
     for t in np.linspace(0, 1, 14):
         angle = np.pi / 2 - 0.25 - t * reach
-        x = side * half_width * np.cos(angle)
+        x = half_width * np.cos(angle)
         y = centre_y + half_depth * np.sin(angle)
         z = shape.centre[2] - 95 * t * min(reach / 2.6, 1)
         weight = min(t * 6, 1)
@@ -109,7 +109,7 @@ def rib(name: str, side: int) -> Cloud:
     return sheet([band, lower])
 
 
-def ribs(points: np.ndarray, side: int, top_mm: float) -> np.ndarray:
-    """All ribs of a side whose vertebra lies below `top_mm` (pelvis frame)."""
+def ribs(points: np.ndarray, top_mm: float) -> np.ndarray:
+    """All left ribs whose vertebra lies below `top_mm` (pelvis frame)."""
     names = [v.name for v in SPINE if v.rib_mm and v.centre[2] < top_mm + 60]
-    return union([rib(name, side)(points) for name in names], 1.0)
+    return union([rib(name)(points) for name in names], 1.0)

@@ -140,8 +140,7 @@ def _paint_hollow(canvas: Canvas, near: np.ndarray, distance: np.ndarray, middle
     if kind < gas:
         canvas.fill(inside, GAS_HU, near)
     elif kind < gas + stool:
-        lumps = 20 + 250 * np.minimum(canvas.noise(3) + 0.8, 0.4)
-        canvas.fill(inside, np.clip(lumps, -850, 140), near)
+        canvas.fill(inside, canvas.stool, near)
     else:
         fluid = rng.uniform(120, 700) if kind < gas + stool + contrast else rng.uniform(0, 35)
         canvas.fill(inside, fluid, near)

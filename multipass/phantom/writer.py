@@ -68,11 +68,11 @@ def write_ct(folder: Path, volume: Volume, recipe: Recipe, position: str = "HFS"
     rng = recipe.rng("files")
     grid = volume.grid
     count = grid.size[2]
-    numbers = np.arange(1, count + 1)
+    numbers = list(range(1, count + 1))
     if recipe.file_order == "down":
         numbers = numbers[::-1]
     elif recipe.file_order == "shuffled":
-        numbers = rng.permutation(numbers)
+        numbers = [int(n) for n in rng.permutation(numbers)]
     names = [folder / f"{value:016x}.dcm" for value in rng.integers(0, 2**62, count)]
     series = _series(recipe, grid, position)
     affine = grid.affine
@@ -81,7 +81,7 @@ def write_ct(folder: Path, volume: Volume, recipe: Recipe, position: str = "HFS"
         dataset = copy.copy(series)
         place = affine[:3, :3] @ (0, 0, k) + affine[:3, 3]
         dataset.SOPInstanceUID = patient_uid(recipe, "slice", k, *np.round(affine.ravel(), 4))
-        dataset.InstanceNumber = int(numbers[k])
+        dataset.InstanceNumber = numbers[k]
         dataset.ImagePositionPatient = [f"{v:.6f}" for v in place]
         dataset.SliceLocation = f"{float(place @ grid.matrix[:, 2]):.6f}"
         stored = _stored(volume.array[:, :, k].T, recipe)

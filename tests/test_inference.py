@@ -1,0 +1,232 @@
+"""run_inference.py: any orientation, any format, and what it says when something is wrong."""
+
+from __future__ import annotations
+
+import csv
+import importlib.util
+import json
+import math
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import oracle
+import pytest
+import SimpleITK as sitk
+from orientation import ORDERS, oriented
+
+from multipass import passes
+from multipass.maps import native_labels
+from multipass.volume import Grid, Volume, from_sitk, to_sitk, upright
+
+ROOT = Path(__file__).resolve().parent.parent
+SCRIPT = ROOT / "inference_pipeline" / "run_inference.py"
+
+
+@pytest.fixture(scope="module")
+def script():
+    """run_inference.py as a module, inference_pipeline/ first on the path as when it is run."""
+    sys.path.insert(0, str(SCRIPT.parent))
+    spec = importlib.util.spec_from_file_location("run_inference_under_test", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    sys.path.remove(str(SCRIPT.parent))
+    module.load_model = lambda path: oracle.model()
+    return module
+
+
+@pytest.fixture(scope="module")
+def processing(script):
+    return sys.modules["processing"]
+
+
+def dice(a: np.ndarray, b: np.ndarray) -> list[float]:
+    return [
+        2 * np.count_nonzero((a == k) & (b == k))
+        / (np.count_nonzero(a == k) + np.count_nonzero(b == k))
+        for k in range(1, 6)
+    ]  # fmt: skip
+
+
+def run(script, tmp_path: Path, **options) -> int:
+    options = {"input": tmp_path / "in", "output": tmp_path / "out", "quiet": True, **options}
+    return script.main(script.Options(**options))
+
+
+def write_image(path: Path, volume: Volume) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sitk.WriteImage(to_sitk(volume), str(path))
+
+
+def test_every_axis_order_gives_the_same_mask(processing):
+    volume, label = oracle.scene(oracle.scene_grid())
+    model = oracle.model()
+    result = passes.segment(model, volume, 2)[-1]
+    expected = native_labels(result, volume.grid)
+    assert min(dice(expected, label)) > 0.93
+    for order, signs in ORDERS:
+        turned = oriented(volume, order, signs)
+        scan = processing.Scan(turned.grid, upright(turned))
+        result = passes.segment(model, scan.upright, 2)[-1]
+        labels = native_labels(result, scan.upright.grid)
+        mask = processing.own_grid_labels(result, scan, labels)
+        assert mask.shape == turned.array.shape
+        assert min(dice(upright(Volume(mask, turned.grid)).array, expected)) >= 0.995
+
+
+def turned_grid(degrees: float) -> Grid:
+    angle = math.radians(degrees)
+    tilt = np.array(
+        [[1, 0, 0], [0, math.cos(angle), -math.sin(angle)], [0, math.sin(angle), math.cos(angle)]]
+    )
+    turn = np.array(
+        [[math.cos(angle), -math.sin(angle), 0], [math.sin(angle), math.cos(angle), 0], [0, 0, 1]]
+    )
+    matrix = turn @ tilt
+    size, spacing = (130, 120, 100), (3.1, 2.9, 4.0)
+    corner = matrix @ (-(np.array(size) - 1) / 2 * spacing)
+    return Grid(size, spacing, tuple(corner), tuple(matrix.ravel()))
+
+
+def test_an_oblique_scan_gets_its_mask_on_its_own_grid(processing):
+    volume, label = oracle.scene(turned_grid(12))
+    scan = processing.Scan(volume.grid, upright(volume))
+    assert scan.is_oblique
+    result = passes.segment(oracle.model(), scan.upright, 2)[-1]
+    mask = processing.own_grid_labels(result, scan, native_labels(result, scan.upright.grid))
+    assert mask.shape == label.shape
+    assert min(dice(mask, label)) > 0.9
+
+
+def test_oblique_labels_on_an_upright_grid_are_the_separable_ones(processing):
+    volume, _ = oracle.scene(oracle.scene_grid())
+    for result in passes.segment(oracle.model(), volume, 2):
+        general = processing.oblique_labels(result, volume.grid)
+        assert (general == native_labels(result, volume.grid)).mean() > 0.9999
+
+
+@pytest.mark.parametrize("suffix", [".nii.gz", ".nii", ".nrrd", ".mha"])
+def test_an_image_file_with_its_reference(script, tmp_path, suffix):
+    volume, label = oracle.scene(oracle.scene_grid())
+    turned = oriented(volume, (2, 0, 1), (-1, 1, -1))
+    reference = oriented(Volume(label, volume.grid), (2, 0, 1), (-1, 1, -1))
+    write_image(tmp_path / "in" / f"scan{suffix}", turned)
+    write_image(tmp_path / "in" / "scan_seg.nii.gz", reference)
+    assert run(script, tmp_path) == 0
+    written = from_sitk(sitk.ReadImage(str(tmp_path / "out" / "scan" / "mask.nii.gz")))
+    assert written.array.dtype == np.uint8
+    assert np.allclose(written.grid.affine, turned.grid.affine, atol=1e-3)
+    assert min(dice(written.array, reference.array)) > 0.93
+    rows = list(csv.DictReader((tmp_path / "out" / "summary.csv").open()))
+    assert [(row["pass"], row["value"]) for row in rows] == [
+        (str(number), str(k)) for number in (1, 2) for k in range(1, 6)
+    ]
+    assert all(float(row["dice"]) > 0.85 for row in rows)
+    assert all(float(row["hd95_mm"]) < 8 for row in rows)
+    assert (tmp_path / "out" / "scan" / "overlay.png").stat().st_size > 10_000
+    report = json.loads((tmp_path / "out" / "scan" / "report.json").read_text())
+    assert [row["status"] for row in report["structures"]] == ["complete"] * 5
+    assert report["flags"] == []
+
+
+def test_a_bad_case_does_not_stop_the_others(script, tmp_path, capsys):
+    volume, _ = oracle.scene(oracle.scene_grid())
+    write_image(tmp_path / "in" / "good.nrrd", volume)
+    (tmp_path / "in" / "bad.nii.gz").write_bytes(b"no image")
+    (tmp_path / "in" / "evil.pkl").write_bytes(b"cos\nsystem\n(S'true'\ntR.")
+    assert run(script, tmp_path) == 1
+    printed = capsys.readouterr()
+    assert "Failed: bad: bad.nii.gz: cannot be read" in printed.err
+    assert "Failed: evil" in printed.err and "refused" in printed.err
+    assert [p.name for p in sorted((tmp_path / "out").iterdir())] == ["good", "summary.csv"]
+
+
+def test_nothing_found_is_flagged_not_silent(script, tmp_path, capsys):
+    volume, _ = oracle.scene(oracle.scene_grid())
+    write_image(tmp_path / "in" / "chest.nii.gz", Volume(np.minimum(volume.array, 60), volume.grid))
+    assert run(script, tmp_path) == 0
+    report = json.loads((tmp_path / "out" / "chest" / "report.json").read_text())
+    assert "no pelvis found" in report["flags"][0]
+    assert {row["volume_ml"] for row in report["structures"]} == {None}
+    assert "Flag: chest: no pelvis found" in capsys.readouterr().out
+
+
+def test_missing_cut_and_swapped_structures_are_named(script, tmp_path):
+    volume, label = oracle.scene(oracle.scene_grid())
+    array = volume.array.copy()
+    array[label == 3] = 40
+    cut = Volume(
+        array[:, :, 20:], volume.grid.cropped((0, 0, 20), (*array.shape[:2], array.shape[2] - 20))
+    )
+    write_image(tmp_path / "in" / "cut.nii.gz", cut)
+    assert run(script, tmp_path) == 0
+    report = json.loads((tmp_path / "out" / "cut" / "report.json").read_text())
+    flags = "; ".join(report["flags"])
+    assert "missing: sacrum" in flags
+    assert "cut by the field of view: left femur, right femur" in flags
+    femur = report["structures"][3]
+    assert femur["volume_ml"] is None and femur["visible_ml"] > 20
+
+
+def test_names_are_safe_and_unique(script, tmp_path):
+    volume, _ = oracle.scene(oracle.scene_grid((6.0, 6.0, 8.0)))
+    for name in ("a/scan.nii.gz", "b/scan.nrrd", "c/SCAN.mha", "d/.hidden.nii", "summary.csv.nii"):
+        write_image(tmp_path / "in" / name, volume)
+    write_image(tmp_path / "in" / "ö ../.. x.nii.gz".replace("/", ""), volume)
+    assert run(script, tmp_path) == 0
+    folders = sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir())
+    assert folders == ["SCAN_3", "scan", "scan_2", "summary.csv_2", "ö_.._x"] or len(folders) == 5
+
+
+def test_a_zip_is_unpacked(script, tmp_path):
+    volume, _ = oracle.scene(oracle.scene_grid())
+    write_image(tmp_path / "scan.nrrd", volume)
+    (tmp_path / "in").mkdir()
+    with zipfile.ZipFile(tmp_path / "in" / "study.zip", "w") as archive:
+        archive.write(tmp_path / "scan.nrrd", "../../deep/scan.nrrd")
+    (tmp_path / "in" / "broken.zip").write_bytes(b"PK nothing")
+    assert run(script, tmp_path) == 1
+    assert (tmp_path / "out" / "study" / "mask.nii.gz").exists()
+
+
+def test_an_interruption_keeps_finished_cases(script, tmp_path, monkeypatch, capsys):
+    volume, _ = oracle.scene(oracle.scene_grid())
+    for name in ("a", "b", "c"):
+        write_image(tmp_path / "in" / f"{name}.nrrd", volume)
+    real, calls = script.passes.segment, []
+
+    def interrupted(*args):
+        calls.append(1)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return real(*args)
+
+    monkeypatch.setattr(script.passes, "segment", interrupted)
+    assert run(script, tmp_path) == 130
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a", "summary.csv"]
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["--model", "nowhere.pth"], "no network at nowhere.pth"),
+        (["--passes", "many"], "invalid"),
+    ],
+)
+def test_the_command_line_fails_in_one_sentence(tmp_path, arguments, expected):
+    done = subprocess.run(
+        [sys.executable, str(SCRIPT), *arguments], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode != 0
+    assert expected in (done.stderr + done.stdout) and "Traceback" not in done.stderr
+
+
+def test_an_empty_input_is_one_sentence(script, tmp_path):
+    (tmp_path / "in").mkdir()
+    with pytest.raises(ValueError, match="no scan in .*: put DICOM"):
+        run(script, tmp_path)
+    with pytest.raises(ValueError, match="no such file or folder"):
+        run(script, tmp_path, input=tmp_path / "nowhere")

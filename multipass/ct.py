@@ -66,6 +66,8 @@ def read_ct(series: Series) -> CT:
     slices, notes = _in_order(series)
     lattice = _lattice(slices)
     array = _pixels(slices)
+    if len({(s.slope, s.intercept) for s in slices}) > 1:
+        notes.append("rescale slope and intercept differ between slices")
     notes += _implausible(array)
     first = slices[0]
     size = (first.columns, first.rows, len(slices))

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import pydicom
+import pydicom.config
 from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import (
@@ -26,6 +27,12 @@ CT_CLASSES = {CTImageStorage, *MULTIFRAME_CT}
 MIN_SLICES = 3
 # Within 45 degrees of the patient's long axis.
 AXIAL_COSINE = math.cos(math.radians(45))
+# 16-bit values become HU: outside of these the tags are damaged.
+SLOPES = (1e-3, 1e3)
+MAX_INTERCEPT = 65536
+
+# Values are checked here where they are used; pydicom's own warnings would only repeat that.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
 
 _HEADER_TAGS = [
     *("SOPClassUID", "SOPInstanceUID", "Modality", "ImageType", "SeriesInstanceUID"),
@@ -261,8 +268,8 @@ def _slice(path: Path, frame: int, header: Dataset, owners: list[Dataset]) -> Sl
         raise ValueError(f"ImageOrientationPatient {orientation} is no pair of unit vectors")
     slope = float(tags.get("RescaleSlope", 1) if tags.get("RescaleSlope") is not None else 1)
     intercept = float(tags.get("RescaleIntercept") or 0)
-    if not math.isfinite(slope) or not math.isfinite(intercept) or slope == 0:
-        raise ValueError(f"rescale slope {slope}, intercept {intercept}")
+    if not (SLOPES[0] <= slope <= SLOPES[1] and abs(intercept) <= MAX_INTERCEPT):
+        raise ValueError(f"rescale slope {slope:g}, intercept {intercept:g}")
     return Slice(
         path=path,
         frame=frame,

@@ -193,7 +193,8 @@ def test_slope_and_intercept_are_taken_a_slice(patient):
     dataset.PixelRepresentation = 0
     dataset.PixelData = np.clip(np.rint((hounsfield + 2000) / 2), 0, 65535).astype("<u2").tobytes()
     dataset.save_as(path)
-    after, _ = prepare_patient(patient, patient.parent)
+    after, facts = prepare_patient(patient, patient.parent)
+    assert "differ between slices" in facts["notes"]
     assert np.abs(after["image"] - before["image"]).max() < 3 / 1200
 
 

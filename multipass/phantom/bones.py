@@ -171,11 +171,16 @@ def _sacrum_parts() -> dict[str, Cloud]:
 def _foramina() -> Cloud:
     """Pelvic and dorsal openings of S1 to S4, straight through the plate."""
     balls = []
-    openings = [(25, 31, 46, 5.5), (23, 45, 29, 5), (20.5, 57, 12, 4.4), (17, 65, -3, 3.6)]
-    for x, y, z, radius in np.array(openings):
+    openings: list[tuple[float, ...]] = [
+        (25, 31, 46, 5.5),
+        (23, 45, 29, 5),
+        (20.5, 57, 12, 4.4),
+        (17, 65, -3, 3.6),
+    ]
+    for x, y, z, radius in openings:
         for side in (-1, 1):
             for t in np.arange(-26, 26, 1.5):
-                flare = 1.0 + 0.35 * max(-t - 6, 0) / 10
+                flare = 1.0 + 0.35 * max(-float(t) - 6, 0) / 10
                 balls.append((side * (x - 0.1 * t), y + 0.82 * t, z + 0.57 * t, radius * flare))
     return Cloud(np.array(balls))
 

@@ -35,7 +35,7 @@ class Canvas:
         self.block = Block(start, np.full(end - start + 1, AIR_HU, np.float32), STEP_MM)
         self.all: np.ndarray = np.arange(self.block.array.size)
         self.points = self.block.points()
-        self.hu = self.block.array.reshape(-1)
+        self.hu: np.ndarray = self.block.array.reshape(-1)
         self.rng = recipe.rng("tissue")
         self.outline = outline(self)
 

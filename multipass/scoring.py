@@ -1,0 +1,111 @@
+"""Scores of a case against the reference beside it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import SimpleITK as sitk
+from scipy import ndimage
+
+from multipass.cases import Case
+from multipass.maps import PassResult, native_labels
+from multipass.metrics import compare
+from multipass.segmentation import read_reference as read_seg
+from multipass.structures import Structure
+from multipass.volume import Grid, Volume, axis_order, from_sitk, to_sitk, upright, upright_grid
+
+# A reference beside an image file lies on its grid, as far as formats keep it.
+SAME_PLACE_MM = 0.01
+
+
+@dataclass(frozen=True)
+class Scored:
+    """Rows of summary.csv, the reference's label map on the upright grid if there is one, and why
+    a reference could not be used."""
+
+    rows: list[dict[str, Any]]
+    reference: np.ndarray | None = None
+    problem: str | None = None
+
+
+def score(
+    case: Case,
+    grid: Grid,
+    labels: np.ndarray,
+    results: Sequence[PassResult],
+    structures: Sequence[Structure],
+    volumes_ml: Sequence[float | None],
+) -> Scored:
+    """With a reference, the scores of the first and the last pass; else the last pass's volumes.
+
+    Args:
+        grid: the scan's own.
+        labels: of the last pass, on the upright grid.
+        volumes_ml: of the structures in `labels`.
+    """
+    problem = None
+    try:
+        found = read_reference(case, grid, structures)
+    except (ValueError, OSError, RuntimeError) as error:
+        found = None
+        problem = "its reference was not used: " + " ".join(str(error).split())[:300]
+    names = [structure.name for structure in structures]
+    target, last = upright_grid(grid), len(results)
+    rows = []
+    if found is None:
+        for name, volume_ml in zip(names, volumes_ml, strict=True):
+            rows.append({"pass": last, "structure": name, "volume_ml": volume_ml})
+    for number in sorted({1, last}) if found is not None else []:
+        compared = labels if number == last else native_labels(results[0], target)
+        for row in compare(compared, found[0], target.spacing_mm, names, found[1]):
+            rows.append({"pass": number, **row})
+    for row in rows:
+        row |= {"case": case.name, "value": names.index(row["structure"]) + 1}
+    return Scored(rows, None if found is None else found[0], problem)
+
+
+def read_reference(
+    case: Case, grid: Grid, structures: Sequence[Structure]
+) -> tuple[np.ndarray, list[str]] | None:
+    """The reference's label map on the scan's upright grid in the model's order, and each
+    structure's status; None where no reference lies beside the scan.
+
+    Raises:
+        ValueError: the reference cannot be read or does not fit.
+    """
+    if case.seg:
+        found = read_seg(case.seg, upright_grid(grid))
+        values = {segment.structure.key: 1 + k for k, segment in enumerate(found.segments)}
+        statuses = {segment.structure.key: segment.status for segment in found.segments}
+        lookup = np.zeros(len(found.segments) + 1, np.uint8)
+        for k, structure in enumerate(structures):
+            lookup[values.get(structure.key, 0)] = 1 + k
+        lookup[0] = 0
+        return lookup[found.labels()], [statuses.get(s.key, "absent") for s in structures]
+    if case.reference_path is None:
+        return None
+    image = from_sitk(sitk.ReadImage(str(case.reference_path)))
+    if image.grid.size != grid.size or not np.allclose(
+        image.grid.affine, grid.affine, atol=SAME_PLACE_MM
+    ):
+        raise ValueError(f"{case.reference_path.name} does not lie on the scan's grid")
+    labels = image.array.astype(np.uint8)
+    if axis_order(grid) is None:
+        to = upright_grid(grid)
+        nearest = sitk.Transform(), sitk.sitkNearestNeighbor
+        image = sitk.Resample(
+            to_sitk(Volume(labels, grid)),
+            to.size,
+            *nearest,
+            to.origin_mm,
+            to.spacing_mm,
+            to.direction,
+        )
+        labels = sitk.GetArrayFromImage(image).T
+    else:
+        labels = upright(Volume(labels, grid)).array
+    boxes = ndimage.find_objects(labels, max_label=len(structures))
+    return labels, ["empty" if box is None else "complete" for box in boxes]

@@ -10,7 +10,6 @@ from multipass.phantom.pose import Pose
 from multipass.phantom.shapes import smooth_min
 
 AIR_HU = -1000.0
-STEP_MM = 3.0
 
 
 class Canvas:
@@ -26,13 +25,13 @@ class Canvas:
 
     def __init__(self, pose: Pose):
         self.recipe, self.pose = pose.recipe, pose
-        recipe = pose.recipe
-        half = recipe.matrix * recipe.pixel_mm / 2 + 2 * STEP_MM
+        recipe, step = pose.recipe, pose.recipe.tissue_mm
+        half = recipe.matrix * recipe.pixel_mm / 2 + 2 * step
         x, y = recipe.centre_mm
-        low = np.array([x - half, y - half, recipe.bottom_mm - 2 * STEP_MM])
-        high = np.array([x + half, y + half, recipe.top_mm + 2 * STEP_MM])
-        start, end = np.floor(low / STEP_MM).astype(int), np.ceil(high / STEP_MM).astype(int)
-        self.block = Block(start, np.full(end - start + 1, AIR_HU, np.float32), STEP_MM)
+        low = np.array([x - half, y - half, recipe.bottom_mm - 2 * step])
+        high = np.array([x + half, y + half, recipe.top_mm + 2 * step])
+        start, end = np.floor(low / step).astype(int), np.ceil(high / step).astype(int)
+        self.block = Block(start, np.full(end - start + 1, AIR_HU, np.float32), step)
         self.all: np.ndarray = np.arange(self.block.array.size)
         self.points = self.block.points()
         self.hu: np.ndarray = self.block.array.reshape(-1)
@@ -56,7 +55,7 @@ class Canvas:
 
     def noise(self, sigma_mm: float) -> np.ndarray:
         """Smooth noise of unit variance at the points."""
-        shrink = max(int(sigma_mm / STEP_MM / 1.5), 1)
+        shrink = max(int(sigma_mm / self.recipe.tissue_mm / 1.5), 1)
         size = [n // shrink + 2 for n in self.block.array.shape]
         field = gaussian_filter(self.rng.standard_normal(size, dtype=np.float32), 1.5, truncate=2)
         field /= field.std()
@@ -81,7 +80,7 @@ class Canvas:
             hu: a number, or a value for each of the canvas's points.
             where: indices of the points that `distance` is for; all by default.
         """
-        cover = np.clip(0.5 - distance / np.float32(STEP_MM), 0, 1)
+        cover = np.clip(0.5 - distance / np.float32(self.recipe.tissue_mm), 0, 1)
         hit = np.flatnonzero(cover)
         cover = cover[hit]
         index = hit if where is None else where[hit]

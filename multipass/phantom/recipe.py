@@ -59,7 +59,9 @@ class Recipe:
     signed: bool
     padding: int | None  # stored value outside the circular field of view
     file_order: str  # instance numbers 'up', 'down' or 'shuffled'
-    lattice_mm: float = 2.0
+    # how finely the scene is worked out
+    lattice_mm: float = 2.0  # bones
+    tissue_mm: float = 3.0
 
     def rng(self, stream: str) -> np.random.Generator:
         """A generator of its own for each use, so that changing one leaves the others alone."""
@@ -93,7 +95,7 @@ def draw_recipe(seed: int, index: int, matrix: int = 512, size: str | None = Non
 def small(recipe: Recipe) -> Recipe:
     """The same patient in a quick, coarse scan."""
     return replace(
-        recipe, slice_step_mm=6.0, slice_thickness_mm=6.0, lattice_mm=3.0,
+        recipe, slice_step_mm=6.0, slice_thickness_mm=6.0, lattice_mm=3.0, tissue_mm=6.0,
         bottom_mm=-170.0 * recipe.scale, top_mm=110.0 * recipe.scale, implant="",
     )  # fmt: skip
 

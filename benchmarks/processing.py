@@ -4,8 +4,8 @@
     python benchmarks/processing.py --slices 120 --patients 4
 
 The plain way is what one writes first: segimage2itkimage, SimpleITK's series reader, the whole
-volume smoothed by a Gaussian against aliasing, sitk.Resample for image and labels, one process. Each
-way runs in a process of its own, which measures its peak memory. Prints ratios.
+volume smoothed by a Gaussian against aliasing, sitk.Resample for image and labels, one process.
+Each way runs in a process of its own, which measures its peak memory. Prints ratios.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from multipass.prepare import prepare_patient  # noqa: E402
 from multipass.segmentation import run_dcmqi  # noqa: E402
 from multipass.windows import GRID_SIZE  # noqa: E402
 
-ONE_THREAD = {name: "1" for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
+ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 ONE_THREAD["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"
 
 

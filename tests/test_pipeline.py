@@ -1,0 +1,63 @@
+"""The three scripts, as a user runs them, on a tiny cohort."""
+
+from __future__ import annotations
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import SimpleITK as sitk
+import torch
+
+from multipass.ct import read_ct
+from multipass.patients import read_dataset
+from multipass.series import choose, find
+from multipass.volume import from_sitk, upright
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def run(script: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, str(ROOT / script), *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=600)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done
+
+
+@pytest.mark.slow
+def test_processing_training_and_inference_on_dicom(cohort_dir, tmp_path):
+    run("processing.py", "--input", cohort_dir, "--output", tmp_path / "processed", cwd=tmp_path)
+    dataset_path = tmp_path / "processed" / "complete_dataset.pkl"
+    assert len(read_dataset(dataset_path)["patients"]) == 3
+
+    trained = run(
+        "training.py", "--data", dataset_path, "--output", tmp_path, "--epochs", 2,
+        "--steps-per-epoch", 3, "--filters", 8, 16, 16, 16, "--folds", 3, cwd=tmp_path,
+    )  # fmt: skip
+    model_path = tmp_path / "best_model.pth"
+    assert "best_model.pth: Dice" in trained.stdout
+    assert f"run_inference.py --model {model_path}" in trained.stdout
+    torch.load(model_path, weights_only=True)
+
+    results = tmp_path / "results"
+    inferred = run(
+        "inference_pipeline/run_inference.py", "--input", cohort_dir, "--output", results,
+        "--model", model_path, cwd=tmp_path,
+    )  # fmt: skip
+    assert inferred.stdout.splitlines()[0].startswith(f"Network {model_path}, SHA-256 ")
+    cases = sorted(p for p in results.iterdir() if p.is_dir())
+    assert len(cases) == 3
+    with (results / "summary.csv").open(encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["pass"] for row in rows} == {"1", "2"}
+    assert len(rows) == 3 * 5 * 2
+    for folder, case in zip(sorted(cohort_dir.iterdir()), cases, strict=True):
+        assert (case / "overlay.png").stat().st_size > 10_000
+        mask = from_sitk(sitk.ReadImage(str(case / "mask.nii.gz")))
+        ct = read_ct(choose(find(folder / "im_1"))[0]).volume
+        np.testing.assert_allclose(mask.grid.affine, ct.grid.affine, atol=1e-3)
+        assert upright(mask).array.shape == upright(ct).array.shape
+        assert mask.array.max() <= 5

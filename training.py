@@ -246,7 +246,7 @@ def keep(state: State, cohort: Cohort, options: Options, origin: dict) -> None:
     if dice > state.best:
         path = options.output / "best_model.pth"
         checkpoint.save(path, content)
-        say(f"best_model.pth: Dice {state.best:.4f} -> {dice:.4f} ({path})")
+        say(f"best_model.pth: Dice {max(state.best, 0):.4f} -> {dice:.4f} ({path})")
         state.best = dice
     content["training"] = {**origin, "state": state.state_dict()}
     checkpoint.save(options.output / "last.pth", content)

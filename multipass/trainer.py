@@ -46,7 +46,7 @@ class State:
 
     Attributes:
         epoch: epochs done.
-        best: the highest validation Dice so far.
+        best: the highest validation Dice so far, -1 before the first.
         seconds: that training took, interruptions left out; the same in all processes.
         history: a row a finished epoch.
     """
@@ -66,7 +66,7 @@ class State:
             self.optimizer, "max", factor=0.5, patience=PLATEAU_EPOCHS
         )
         self.scaler = torch.amp.GradScaler(device.type, enabled=device.type == "cuda")
-        self.epoch, self.best, self.seconds = 0, 0.0, 0.0
+        self.epoch, self.best, self.seconds = 0, -1.0, 0.0
         self.history: list[dict[str, Any]] = []
         self._tick = time.monotonic()
 

@@ -1,0 +1,202 @@
+"""How fast a training step is, against a plain MONAI network with stock MONAI augmentation.
+
+    python benchmarks/training.py                   # seconds a step and a part, both in this run
+    python benchmarks/training.py --minutes 20      # and validation Dice after equal time
+
+The plain side is one pass of DynUNet (16, 32, 64, 128, 256) at full resolution over the reference's
+pelvis window, which nobody has at inference: a favour to it. It sees hard labels deformed by
+Rand3DElasticd. Both sides share patients, split, mixed precision, optimizer and schedule.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import tyro
+from monai.losses import DiceCELoss
+from monai.networks.nets import DynUNet
+from monai.transforms import (
+    Compose,
+    Rand3DElasticd,
+    RandAdjustContrastd,
+    RandGaussianNoised,
+    RandGaussianSmoothd,
+)
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.append(str(ROOT))
+
+from multipass.batches import Batch, Batches, as_it_is, random_state  # noqa: E402
+from multipass.cohort import Cohort  # noqa: E402
+from multipass.loss import hard_dice, soft_loss  # noqa: E402
+from multipass.network import MultiPassUNet  # noqa: E402
+from multipass.passes import precision, run  # noqa: E402
+from multipass.trainer import State, cosine  # noqa: E402
+
+WINDOWS = ("scan", "pelvis")
+WEIGHT_DECAY, EMA, MAX_GRADIENT_NORM = 1e-2, 0.999, 1.0
+WARM_UP_STEPS = 2
+
+
+@dataclass(frozen=True)
+class Options:
+    data: Path = ROOT / "processed_files" / "complete_dataset.pkl"
+    steps: int = 10
+    """timed steps a side"""
+    minutes: float = 0.0
+    """of training a side, then validation Dice; 0: only the times"""
+    lr: float = 2e-3
+    seed: int = 0
+
+
+class Times:
+    """Seconds by part of a step."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[float]] = defaultdict(list)
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        start = time.perf_counter()
+        yield
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        self.parts[name].append(time.perf_counter() - start)
+
+    def median(self, name: str) -> float:
+        return float(np.median(self.parts[name][WARM_UP_STEPS:]))
+
+
+class MultiPass:
+    """A step of training.py: augmented windows, two passes, a loss on each."""
+
+    def __init__(self, cohort: Cohort, ids: list[str], options: Options, device: torch.device):
+        self.batches = Batches(cohort, ids, WINDOWS, 1, options.seed, device, steps=1)
+        network = MultiPassUNet(1 + len(cohort.structures)).to(device)
+        self.state = State(network, options.lr, WEIGHT_DECAY, EMA, device)
+        self.amp = precision(device)
+
+    def batch(self, number: int) -> Batch:
+        return next(self.batches.epoch(number))
+
+    def learn(self, batch: Batch) -> None:
+        passes = run(self.state.network, batch.views, 2, self.amp, batch.disturb)
+        for k, logits in enumerate(passes):
+            loss = soft_loss(logits, batch.targets[k], batch.known) / 2
+            self.state.scaler.scale(loss).backward()
+
+    def dice(self, batch: Batch) -> float:
+        *_, logits = run(self.state.average.network, batch.views, 2, self.amp)
+        return hard_dice(logits, batch.targets[-1], batch.known).nanmean().item()
+
+
+class Plain:
+    """The usual: one network at full resolution, hard labels, MONAI's elastic deformation."""
+
+    def __init__(self, cohort: Cohort, ids: list[str], options: Options, device: torch.device):
+        self.cohort, self.ids, self.seed, self.device = cohort, ids, options.seed, device
+        network = DynUNet(
+            spatial_dims=3,
+            in_channels=1,
+            out_channels=1 + len(cohort.structures),
+            kernel_size=[3] * 5,
+            strides=[1, 2, 2, 2, (2, 2, 1)],
+            upsample_kernel_size=[2, 2, 2, (2, 2, 1)],
+            filters=[16, 32, 64, 128, 256],
+        ).to(device)
+        self.state = State(network, options.lr, WEIGHT_DECAY, EMA, device)
+        self.loss = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
+        self.amp = precision(device)
+        both, turn = ["image", "label"], np.deg2rad(15)
+        self.augment = Compose(
+            [
+                Rand3DElasticd(
+                    both, (5, 8), (50, 150), prob=1.0, rotate_range=[turn] * 3,
+                    scale_range=[0.15] * 3, mode=["bilinear", "nearest"], padding_mode="zeros",
+                ),
+                RandAdjustContrastd("image", prob=0.3, gamma=(0.7, 1.5)),
+                RandGaussianSmoothd("image", prob=0.25),
+                RandGaussianNoised("image", prob=0.5, std=0.04),
+            ]
+        )  # fmt: skip
+
+    def batch(self, number: int) -> Batch:
+        state = random_state(self.seed, number)
+        seen = as_it_is(self.cohort, self.ids[state.randint(len(self.ids))], WINDOWS, self.device)
+        self.augment.set_random_state(state=state)
+        out = self.augment(
+            {"image": seen.views[1].image[0], "label": seen.targets[1].argmax(1).float()}
+        )
+        return Batch([out["image"][None]], [out["label"][None]], seen.known)
+
+    def learn(self, batch: Batch) -> None:
+        with self.amp:
+            logits = self.state.network(batch.views[0])
+        self.state.scaler.scale(self.loss(logits.float(), batch.targets[0])).backward()
+
+    def dice(self, batch: Batch) -> float:
+        with self.amp:
+            logits = self.state.average.network(batch.views[-1].image)
+        return hard_dice(logits, batch.targets[-1], batch.known).nanmean().item()
+
+
+def step(side: MultiPass | Plain, number: int, times: Times) -> None:
+    state = side.state
+    with times.part("step"):
+        with times.part("augmentation"):
+            batch = side.batch(number)
+        with times.part("passes"):
+            state.optimizer.zero_grad(set_to_none=True)
+            side.learn(batch)
+        with times.part("optimizer"):
+            state.scaler.unscale_(state.optimizer)
+            torch.nn.utils.clip_grad_norm_(state.network.parameters(), MAX_GRADIENT_NORM)
+            state.scaler.step(state.optimizer)
+            state.scaler.update()
+            state.average.update(state.network)
+
+
+def train(side: MultiPass | Plain, options: Options, times: Times) -> None:
+    """For the given minutes, with the schedule following the clock."""
+    start, number = time.monotonic(), 0
+    while (done := (time.monotonic() - start) / 60 / options.minutes) < 1:
+        side.state.lr = options.lr * cosine(done)
+        step(side, number, times)
+        number += 1
+
+
+def main(options: Options) -> None:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    cohort = Cohort(options.data)
+    train_ids, val_ids = cohort.split(5, 0)
+    sides: dict[str, Callable] = {"multi-pass": MultiPass, "plain": Plain}
+    seconds = {}
+    for name, make in sides.items():
+        torch.manual_seed(options.seed)
+        side, times = make(cohort, train_ids, options, device), Times()
+        if options.minutes:
+            train(side, options, times)
+        else:
+            for number in range(options.steps + WARM_UP_STEPS):
+                step(side, number, times)
+        seconds[name] = times.median("step")
+        share = times.median("augmentation") / seconds[name]
+        parts = ", ".join(f"{part} {times.median(part):.2f} s" for part in times.parts)
+        print(f"{name}: {parts}; augmentation {share:.0%} of a step")
+        if options.minutes:
+            with torch.no_grad():
+                dice = [side.dice(as_it_is(cohort, i, WINDOWS, device)) for i in val_ids]
+            print(f"{name}: {len(times.parts['step'])} steps, validation Dice {np.mean(dice):.4f}")
+    print(f"a two-pass step is {seconds['plain'] / seconds['multi-pass']:.1f} times faster")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Options))

@@ -4,18 +4,20 @@
     python inference_pipeline/run_inference.py --input DIR --output DIR --model best_model.pth
 
 Every DICOM series, NIfTI, NRRD, MHA, patient .pkl or zip under INPUT becomes OUTPUT/<case>/ with
-mask.nii.gz on the scan's own grid, overlay.png and report.json. Where a reference lies beside the
-scan, Dice, HD95, ASSD and NSD of the first and the last pass go into OUTPUT/summary.csv. The exit
-code is 0 only if every case was segmented.
+mask.nii.gz on the scan's own grid, seg.dcm for DICOM, overlay.png and report.json. Where a
+reference lies beside the scan, Dice, HD95, ASSD and NSD of the first and the last pass go into
+OUTPUT/summary.csv. A second run does only what is missing or changed. The exit code is 0 only if
+every case was segmented.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parent.parent
 # Appended: inserted in front it would hide this folder's processing.py behind the root's.
@@ -28,10 +30,11 @@ from tqdm import tqdm  # noqa: E402
 from multipass import __version__, checkpoint, findings, output, passes  # noqa: E402
 from multipass.cases import Case, find_cases  # noqa: E402
 from multipass.maps import native_labels  # noqa: E402
-from multipass.report import overlay  # noqa: E402
+from multipass.mirrored import with_mirroring  # noqa: E402
+from multipass.products import Segmented, write_products  # noqa: E402
 from multipass.scoring import score  # noqa: E402
 from multipass.stages import Stages  # noqa: E402
-from multipass.tables import score_lines, write_summary  # noqa: E402
+from multipass.tables import score_lines, with_nan, write_summary  # noqa: E402
 from processing import own_grid_labels, read_scan  # noqa: E402
 
 TEST_DATA = ROOT / "inference_pipeline" / "test_data"
@@ -39,6 +42,9 @@ RESULTS = ROOT / "inference_pipeline" / "processed_files" / "inference_results"
 MODEL = ROOT / "inference_pipeline" / "best_model.pth"
 OWN_MODEL = ROOT / "best_model.pth"
 INTERRUPTED = 130
+LOG_NAME = "inference.log"
+
+log = logging.getLogger("run_inference")
 
 
 @dataclass(frozen=True)
@@ -53,23 +59,33 @@ class Options:
     """A checkpoint of training.py."""
     passes: int = 2
     """How often the network looks; each pass refines the one before."""
+    format: tuple[Literal["nifti", "seg"], ...] = ("nifti", "seg")
+    """mask.nii.gz, and seg.dcm for DICOM input."""
+    probabilities: bool = False
+    """Also write the last pass's class probabilities, on its window's grid."""
+    meshes: Literal["none", "stl", "ply"] = "none"
+    """Also write a surface of each bone, in mm, LPS."""
+    tta: bool = False
+    """Also look at the mirrored scan, left and right swapped back; passes take twice as long."""
+    overwrite: bool = False
+    """Segment finished cases again."""
     quiet: bool = False
     """No progress bar and no line per case."""
 
 
 @dataclass
 class Outcome:
-    """What became of the cases: rows of summary.csv, flags, and failures with their reason."""
+    """Reports of the finished cases, and failures with their reason."""
 
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    done: list[str] = field(default_factory=list)
-    flagged: list[tuple[str, str]] = field(default_factory=list)
+    reports: list[dict[str, Any]] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
 
 
 def main(options: Options) -> int:
     model = load_model(options.model)
     print(introduction(options.model, model))
+    if options.tta:
+        model = with_mirroring(model)
     with ExitStack() as stack:
         found = find_cases(options.input, stack)
         if not found.cases and not found.refused:
@@ -77,14 +93,15 @@ def main(options: Options) -> int:
                 f"no scan in {options.input}: put DICOM series folders, NIfTI, NRRD or MHA files "
                 "there, or name another folder with --input"
             )
+        stack.enter_context(output.log_file(log, options.output / LOG_NAME))
         outcome = Outcome(failed=list(found.refused))
         try:
             segment_all(found.cases, model, options, outcome)
         except KeyboardInterrupt:
             conclude(outcome, options)
-            print("Stopped. Finished cases are whole.", file=sys.stderr)
+            print("Stopped. Finished cases are whole; run again for the rest.", file=sys.stderr)
             return INTERRUPTED
-    conclude(outcome, options)
+        conclude(outcome, options)
     return 1 if outcome.failed else 0
 
 
@@ -122,21 +139,19 @@ def segment_all(
     """Segments case after case; a failing one is noted and the others go on."""
     bar = tqdm(cases, unit="case", disable=options.quiet)
     for case in bar:
-        stages = Stages(
-            announce=lambda stage, name=case.name: bar.set_postfix_str(f"{name}: {stage}")
-        )
+        stages = Stages(lambda stage, name=case.name: bar.set_postfix_str(f"{name}: {stage}"))
         try:
             report = segment_case(case, model, options, stages)
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             outcome.failed.append((case.name, one_sentence(error)))
+            log.error("%s: %s", *outcome.failed[-1])
             continue
-        outcome.done.append(case.name)
-        outcome.rows += report["scores"]
-        outcome.flagged += [(case.name, flag) for flag in report["flags"]]
+        outcome.reports.append(report)
         if report["reference_problem"]:
             outcome.failed.append((case.name, report["reference_problem"]))
+        flags = f" ({'; '.join(report['flags'])})" if report["flags"] else ""
+        log.info("%s: %.1f s%s", case.name, report["seconds"], flags)
         if not options.quiet:
-            flags = f" ({'; '.join(report['flags'])})" if report["flags"] else ""
             tqdm.write(f"{case.name}: {report['seconds']:.1f} s{flags}")
 
 
@@ -148,6 +163,11 @@ def segment_case(
     Raises:
         ValueError: the scan cannot be read or segmented.
     """
+    with stages.stage("hash"):
+        identity = identity_of(case, model, options)
+    earlier = output.finished_report(options.output / case.name, identity)
+    if earlier is not None and not options.overwrite:
+        return earlier
     with stages.stage("read"):
         scan = read_scan(case)
     with stages.stage("passes"):
@@ -158,54 +178,70 @@ def segment_case(
     with stages.stage("findings"):
         structures = findings.describe(labels, scan.upright, results, model.structures)
         flags = [*scan.notes, *findings.flags_of(structures, model.structures, results)]
-    report: dict[str, Any] = {
-        "case": case.name,
-        "input": {"path": case.path, "sha256": output.sha256_of(case.files)},
-        "model": {"path": options.model, "sha256": model.sha256, **model.info},
-        "passes": len(results),
-        "grid": vars(scan.grid),
-        "is_oblique": scan.is_oblique,
-        "structures": structures,
-        "flags": flags,
-    }
     with stages.stage("scores"):
         volumes_ml = [row["visible_ml"] for row in structures]
         scored = score(case, scan.grid, labels, results, model.structures, volumes_ml)
-    report |= {"scores": scored.rows, "reference_problem": scored.problem}
+    done = Segmented(
+        case.name, scan.upright, labels, scan.grid, mask, scan.slices, model.structures,
+        results[-1], scored.reference, flags,
+    )  # fmt: skip
     with output.case_folder(options.output, case.name) as folder:
-        with stages.stage("mask"):
-            output.write_mask(folder / "mask.nii.gz", mask, scan.grid)
-        with stages.stage("overlay"):
-            size = " x ".join(map(str, scan.grid.size))
-            spacing = " x ".join(f"{v:.2f}" for v in scan.grid.spacing_mm)
-            title = f"{case.name}   {size} at {spacing} mm"
-            overlay(
-                folder / "overlay.png",
-                scan.upright,
-                labels,
-                model.structures,
-                title,
-                flags,
-                scored.reference,
-            )
-        report["stages"] = stages.taken
-        report["seconds"] = round(sum(s["seconds"] or 0 for s in stages.taken.values()), 2)
-        report["versions"] = {"multipass": __version__, **checkpoint.versions()}
-        output.write_json(folder / "report.json", report)
+        meshes = "" if options.meshes == "none" else options.meshes
+        flags += write_products(folder, done, stages, options.format, options.probabilities, meshes)
+        report = {
+            "case": case.name,
+            "identity": identity,
+            "input": case.path,
+            "model": {"path": options.model, **model.info},
+            "grid": vars(scan.grid),
+            "is_oblique": scan.is_oblique,
+            "structures": structures,
+            "flags": flags,
+            "scores": scored.rows,
+            "reference_problem": scored.problem,
+            "stages": stages.taken,
+            "seconds": stages.seconds,
+            "versions": checkpoint.versions(),
+        }
+        output.write_json(folder / output.REPORT_NAME, report)
     return report
+
+
+def identity_of(case: Case, model: checkpoint.Model, options: Options) -> dict[str, Any]:
+    """What a finished result depends on."""
+    references = [header.path for header in case.seg]
+    references += [case.reference_path] if case.reference_path else []
+    return {
+        "input_sha256": output.sha256_of(case.files),
+        "reference_sha256": output.sha256_of(references) if references else None,
+        "model_sha256": model.sha256,
+        "passes": options.passes,
+        "tta": options.tta,
+        "format": list(options.format),
+        "probabilities": options.probabilities,
+        "meshes": options.meshes,
+        "multipass": __version__,
+    }
 
 
 def conclude(outcome: Outcome, options: Options) -> None:
     """Writes summary.csv; prints scores, flags and failures."""
-    if outcome.rows:
-        write_summary(options.output / "summary.csv", outcome.rows)
-    for line in score_lines(outcome.rows):
+    rows = []
+    for report in outcome.reports:
+        flags = "; ".join(report["flags"])
+        rows += [
+            with_nan(row) | {"case": report["case"], "flags": flags} for row in report["scores"]
+        ]
+    if rows:
+        write_summary(options.output / "summary.csv", rows)
+    for line in score_lines(rows):
         print(line)
-    for name, flag in outcome.flagged:
-        print(f"Flag: {name}: {flag}")
+    for report in outcome.reports:
+        for flag in report["flags"]:
+            print(f"Flag: {report['case']}: {flag}")
     for name, reason in outcome.failed:
         print(f"Failed: {name}: {reason}", file=sys.stderr)
-    print(f"{len(outcome.done)} cases segmented, results in {options.output}")
+    print(f"{len(outcome.reports)} cases segmented, results in {options.output}")
 
 
 def one_sentence(error: BaseException) -> str:

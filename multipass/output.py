@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import math
 import shutil
 from collections.abc import Iterable, Iterator
@@ -20,6 +21,7 @@ from multipass.volume import Grid, Volume, from_sitk, to_sitk
 # NIfTI keeps the affine in float32; 0.01 mm is far below a voxel.
 SAME_PLACE_MM = 0.01
 HASH_CHUNK = 1 << 22
+REPORT_NAME = "report.json"
 
 
 @contextmanager
@@ -56,6 +58,30 @@ def write_json(path: Path, content: Any) -> None:
     with replacing(path) as temporary:
         text = json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text, encoding="utf-8")
+
+
+def finished_report(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
+    """The report of an earlier run with the same identity, or None."""
+    try:
+        report = json.loads((folder / REPORT_NAME).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return report if report.get("identity") == _plain(identity) else None
+
+
+@contextmanager
+def log_file(log: logging.Logger, path: Path) -> Iterator[None]:
+    """Appends the log's lines to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.setLevel(logging.INFO)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        handler.close()
 
 
 def sha256_of(paths: Iterable[Path]) -> str:

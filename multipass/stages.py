@@ -26,6 +26,10 @@ class Stages:
     announce: Callable[[str], None] = lambda name: None
     taken: dict[str, dict[str, float | None]] = field(default_factory=dict)
 
+    @property
+    def seconds(self) -> float:
+        return round(sum(stage["seconds"] or 0 for stage in self.taken.values()), 2)
+
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         self.announce(name)

@@ -26,6 +26,14 @@ def write_summary(path: Path, rows: Iterable[dict[str, Any]]) -> None:
         writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
 
 
+def with_nan(row: dict[str, Any]) -> dict[str, Any]:
+    """A row of report.json, where NaN is null, with NaN again."""
+    return {
+        key: math.nan if value is None and key in metrics.METRICS else value
+        for key, value in row.items()
+    }
+
+
 def score_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     """The cohort's scores per pass and structure as lines of text; none without scores."""
     scored = [row for row in rows if row.get("outcome")]

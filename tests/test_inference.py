@@ -141,7 +141,11 @@ def test_a_bad_case_does_not_stop_the_others(script, tmp_path, capsys):
     printed = capsys.readouterr()
     assert "Failed: bad: bad.nii.gz: cannot be read" in printed.err
     assert "Failed: evil" in printed.err and "refused" in printed.err
-    assert [p.name for p in sorted((tmp_path / "out").iterdir())] == ["good", "summary.csv"]
+    assert [p.name for p in sorted((tmp_path / "out").iterdir())] == [
+        "good",
+        "inference.log",
+        "summary.csv",
+    ]
 
 
 def test_nothing_found_is_flagged_not_silent(script, tmp_path, capsys):
@@ -206,7 +210,11 @@ def test_an_interruption_keeps_finished_cases(script, tmp_path, monkeypatch, cap
 
     monkeypatch.setattr(script.passes, "segment", interrupted)
     assert run(script, tmp_path) == 130
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["a", "summary.csv"]
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
+        "a",
+        "inference.log",
+        "summary.csv",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,200 @@
+"""DICOM SEG out: dcmqi's `itkimage2segimage`, and a check of what it wrote.
+
+dcmqi drops labels that the image does not hold and renumbers the segments, so only structures that
+were found are announced and segments are known by their codes; it fails on an empty mask, so there
+is none for it; it can end well with references missing, so the references are counted and every
+frame is compared with the mask.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import pydicom
+import SimpleITK as sitk
+from pydicom.dataset import Dataset
+from pydicom.sr.coding import Code
+
+from multipass import __version__
+from multipass.patients import replacing
+from multipass.segmentation import run_dcmqi
+from multipass.series import Slice
+from multipass.structures import CATEGORY, SIDES, Structure
+from multipass.volume import Grid, Volume, to_sitk
+
+ALGORITHM = "3D MultiPass U-Net"
+FAMILY = Code("123109", "DCM", "Artificial Intelligence")
+SERIES_NUMBER = "300"
+# A frame's place is that of its slice; positions are decimal strings of a source and a copy.
+SAME_PLACE_MM = 0.01
+
+
+def write_seg(
+    path: Path,
+    mask: np.ndarray,
+    grid: Grid,
+    slices: Sequence[Slice],
+    structures: Sequence[Structure],
+) -> None:
+    """Writes the mask as a DICOM SEG that refers to its source slices, and reads it back.
+
+    Args:
+        mask: (X, Y, Z) on the scan's own grid, 1 + k for structures[k]; not empty.
+        slices: along the grid's third axis.
+
+    Raises:
+        ValueError: dcmqi failed, or its file does not hold this mask and these references.
+    """
+    found = [k for k in range(len(structures)) if (mask == k + 1).any()]
+    if not found:
+        raise ValueError("a SEG of an empty mask cannot be written")
+    with TemporaryDirectory(prefix="multipass_") as name:
+        folder = Path(name)
+        sources = folder / "sources"
+        sources.mkdir()
+        for number, source in enumerate(dict.fromkeys(piece.path for piece in slices)):
+            _link(source, sources / f"{number:05d}.dcm")
+        sitk.WriteImage(to_sitk(Volume(mask, grid)), str(folder / "mask.nrrd"))
+        meta = _meta([(k + 1, structures[k]) for k in found])
+        (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+        arguments = ["--inputImageList", str(folder / "mask.nrrd")]
+        arguments += ["--inputDICOMDirectory", str(sources)]
+        arguments += ["--inputMetadata", str(folder / "meta.json")]
+        run_dcmqi("itkimage2segimage", *arguments, "--outputDICOM", str(folder / "seg.dcm"))
+        if not (folder / "seg.dcm").exists():
+            raise ValueError("dcmqi's itkimage2segimage wrote no file")
+        dataset = pydicom.dcmread(folder / "seg.dcm")
+    _settle(dataset)
+    with replacing(path) as temporary:
+        dataset.save_as(temporary)
+        check_seg(pydicom.dcmread(temporary), mask, grid, slices, structures)
+
+
+def check_seg(
+    dataset: Dataset,
+    mask: np.ndarray,
+    grid: Grid,
+    slices: Sequence[Slice],
+    structures: Sequence[Structure],
+) -> None:
+    """Compares a SEG with the mask, frame by frame, and its references with the slices.
+
+    Raises:
+        ValueError: they differ.
+    """
+    values = {}
+    for segment in dataset.SegmentSequence:
+        values[int(segment.SegmentNumber)] = 1 + _index_of(segment, structures)
+    frames = np.atleast_3d(dataset.pixel_array)
+    if frames.shape[1:] != (grid.size[1], grid.size[0]):
+        frames = dataset.pixel_array[None]
+    uids = [piece.sop_uid for piece in slices]
+    expected = {value: int(np.count_nonzero(mask == value)) for value in values.values()}
+    written = dict.fromkeys(expected, 0)
+    for frame, pixels in zip(dataset.PerFrameFunctionalGroupsSequence, frames, strict=True):
+        value = values[int(frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber)]
+        k = _slice_index(frame, grid)
+        if not np.array_equal(pixels.T > 0, mask[:, :, k] == value):
+            raise ValueError(f"seg.dcm: {structures[value - 1].name} differs in slice {k}")
+        if uids[k] not in _source_uids(frame):
+            raise ValueError(f"seg.dcm: slice {k} does not refer to its source image")
+        written[value] += int(np.count_nonzero(pixels))
+    if written != expected or int(np.count_nonzero(mask)) != sum(expected.values()):
+        raise ValueError("seg.dcm: voxels of the mask are missing")
+
+
+def _index_of(segment: Dataset, structures: Sequence[Structure]) -> int:
+    """The index of the structure that a segment's codes stand for."""
+    code = segment.SegmentedPropertyTypeCodeSequence[0]
+    modifiers = code.get("SegmentedPropertyTypeModifierCodeSequence") or []
+    side = next((s for s, c in SIDES.items() for m in modifiers if m.CodeValue == c.value), "")
+    key = (code.CodingSchemeDesignator, code.CodeValue, side)
+    for k, structure in enumerate(structures):
+        if structure.key == key:
+            return k
+    raise ValueError(f"seg.dcm: holds a segment {key} that the mask has not")
+
+
+def _slice_index(frame: Dataset, grid: Grid) -> int:
+    position = np.asarray(frame.PlanePositionSequence[0].ImagePositionPatient, float)
+    index = np.linalg.solve(grid.affine[:3, :3], position - np.asarray(grid.origin_mm))
+    off_mm = np.abs(index - [0, 0, np.rint(index[2])]) * grid.spacing_mm
+    if off_mm.max() > SAME_PLACE_MM:
+        raise ValueError(f"seg.dcm: a frame lies {off_mm.max():.2f} mm away from its slice")
+    return int(np.rint(index[2]))
+
+
+def _source_uids(frame: Dataset) -> set[str]:
+    return {
+        str(image.ReferencedSOPInstanceUID)
+        for derivation in frame.get("DerivationImageSequence") or []
+        for image in derivation.get("SourceImageSequence") or []
+    }
+
+
+def _meta(found: Sequence[tuple[int, Structure]]) -> dict[str, Any]:
+    """dcmqi's description of the segments: label values, codes, colours, algorithm."""
+    return {
+        "ContentCreatorName": "MultiPass^U-Net",
+        "ContentLabel": "SEGMENTATION",
+        "ContentDescription": "Pelvic bones, automatic",
+        "SeriesDescription": f"Pelvic bones, {ALGORITHM} {__version__}",
+        "SeriesNumber": SERIES_NUMBER,
+        "InstanceNumber": "1",
+        "BodyPartExamined": "PELVIS",
+        "segmentAttributes": [[_attributes(value, structure) for value, structure in found]],
+    }
+
+
+def _attributes(value: int, structure: Structure) -> dict[str, Any]:
+    attributes = {
+        "labelID": value,
+        "SegmentLabel": structure.name,
+        "SegmentDescription": structure.name,
+        "SegmentAlgorithmType": "AUTOMATIC",
+        "SegmentAlgorithmName": f"{ALGORITHM} {__version__}",
+        "SegmentedPropertyCategoryCodeSequence": _code(CATEGORY),
+        "SegmentedPropertyTypeCodeSequence": _code(
+            Code(structure.value, structure.scheme, structure.meaning)
+        ),
+        "recommendedDisplayRGBValue": list(structure.colour),
+    }
+    if structure.side:
+        attributes["SegmentedPropertyTypeModifierCodeSequence"] = _code(SIDES[structure.side])
+    return attributes
+
+
+def _code(code: Code) -> dict[str, str]:
+    return {
+        "CodeValue": code.value,
+        "CodingSchemeDesignator": code.scheme_designator,
+        "CodeMeaning": code.meaning,
+    }
+
+
+def _settle(dataset: Dataset) -> None:
+    """Adds name, version and family of the algorithm, PS3.3 C.8.20.2 and table 10-19, and takes out
+    dcmqi's clinical trial modules, which are incomplete."""
+    for keyword in dataset.dir("ClinicalTrial"):
+        delattr(dataset, keyword)
+    for segment in dataset.SegmentSequence:
+        family = Dataset()
+        family.CodeValue, family.CodingSchemeDesignator = FAMILY.value, FAMILY.scheme_designator
+        family.CodeMeaning = FAMILY.meaning
+        algorithm = Dataset()
+        algorithm.AlgorithmFamilyCodeSequence = [family]
+        algorithm.AlgorithmName, algorithm.AlgorithmVersion = ALGORITHM, __version__
+        segment.SegmentationAlgorithmIdentificationSequence = [algorithm]
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        target.symlink_to(source.resolve())
+    except OSError:
+        shutil.copyfile(source, target)

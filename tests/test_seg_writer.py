@@ -1,0 +1,120 @@
+"""DICOM SEG out: highdicom reads what the mask holds, and tampering is found."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+
+import highdicom
+import numpy as np
+import pydicom
+import pytest
+from orientation import ORDERS, oriented
+
+from multipass.ct import read_ct
+from multipass.phantom import make_subject
+from multipass.phantom.writer import write_ct
+from multipass.seg_writer import check_seg, write_seg
+from multipass.series import choose, find
+from multipass.structures import PELVIS
+from multipass.volume import from_upright, upright_grid
+
+# Identity, sagittal from the left, coronal, head first and flipped.
+SOME_ORDERS = [ORDERS[0], ORDERS[11], ORDERS[26], ORDERS[45]]
+
+
+@pytest.fixture(scope="module")
+def subject():
+    return make_subject(3, 0, matrix=64, size="small", implant="", padding=None)
+
+
+def read(tmp_path, subject, order, signs):
+    """The phantom's CT read back from DICOM, and its mask on the CT's own grid."""
+    volume = oriented(subject.volume, order, signs)
+    write_ct(tmp_path / "ct", volume, subject.recipe)
+    ct = read_ct(choose(find(tmp_path / "ct"))[0])
+    assert upright_grid(ct.volume.grid).size == subject.volume.grid.size
+    return ct, np.ascontiguousarray(from_upright(subject.label, ct.volume.grid))
+
+
+def by_highdicom(path, grid) -> np.ndarray:
+    """The SEG on the mask's grid through its own affine, segments matched by code."""
+    seg = highdicom.seg.segread(path)
+    result = np.zeros(grid.size, np.uint8)
+    for number in seg.segment_numbers:
+        description = seg.get_segment_description(number)
+        code = description.segmented_property_type
+        modifiers = [m.meaning.lower() for m in code.get("modifiers", [])] or [
+            m.CodeMeaning.lower()
+            for m in code.get("SegmentedPropertyTypeModifierCodeSequence") or []
+        ]
+        key = (code.scheme_designator, code.value, "".join(modifiers))
+        value = 1 + [s.key for s in PELVIS].index(key)
+        volume = seg.get_volume(segment_numbers=[number], combine_segments=True)
+        found = np.argwhere(volume.array > 0)
+        places = found @ volume.affine[:3, :3].T + volume.affine[:3, 3]
+        index = np.linalg.solve(grid.affine[:3, :3], (places - grid.origin_mm).T).T
+        assert np.abs(index - np.rint(index)).max() < 0.01
+        result[tuple(np.rint(index).astype(int).T)] = value
+    return result
+
+
+@pytest.mark.parametrize(("order", "signs"), SOME_ORDERS)
+def test_highdicom_reads_the_mask(tmp_path, subject, order, signs):
+    ct, mask = read(tmp_path, subject, order, signs)
+    write_seg(tmp_path / "seg.dcm", mask, ct.volume.grid, ct.slices, PELVIS)
+    assert np.array_equal(by_highdicom(tmp_path / "seg.dcm", ct.volume.grid), mask)
+
+
+def test_a_missing_structure_does_not_shift_the_others(tmp_path, subject):
+    ct, mask = read(tmp_path, subject, *ORDERS[0])
+    mask[(mask == 1) | (mask == 4)] = 0
+    write_seg(tmp_path / "seg.dcm", mask, ct.volume.grid, ct.slices, PELVIS)
+    assert np.array_equal(by_highdicom(tmp_path / "seg.dcm", ct.volume.grid), mask)
+    segments = pydicom.dcmread(tmp_path / "seg.dcm").SegmentSequence
+    assert [s.SegmentLabel for s in segments] == [PELVIS[k].name for k in (1, 2, 4)]
+    named = segments[0].SegmentationAlgorithmIdentificationSequence[0]
+    assert named.AlgorithmName == "3D MultiPass U-Net"
+
+
+def test_an_empty_mask_is_refused(tmp_path, subject):
+    ct, mask = read(tmp_path, subject, *ORDERS[0])
+    with pytest.raises(ValueError, match="empty mask"):
+        write_seg(tmp_path / "seg.dcm", np.zeros_like(mask), ct.volume.grid, ct.slices, PELVIS)
+
+
+def test_the_check_finds_what_is_wrong(tmp_path, subject):
+    ct, mask = read(tmp_path, subject, *ORDERS[0])
+    grid = ct.volume.grid
+    write_seg(tmp_path / "seg.dcm", mask, grid, ct.slices, PELVIS)
+    assert not list(tmp_path.glob(".*"))
+
+    def problem(change, checked=mask):
+        dataset = pydicom.dcmread(tmp_path / "seg.dcm")
+        change(dataset)
+        with pytest.raises(ValueError) as caught:
+            check_seg(dataset, checked, grid, ct.slices, PELVIS)
+        return str(caught.value)
+
+    def without_references(dataset):
+        del dataset.PerFrameFunctionalGroupsSequence[3].DerivationImageSequence
+
+    def moved(dataset):
+        place = dataset.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0]
+        place.ImagePositionPatient[0] = float(place.ImagePositionPatient[0]) + 0.5
+
+    assert "does not refer" in problem(without_references)
+    assert "away from its slice" in problem(moved)
+    more = mask.copy()
+    more[0, 0, 0] = 2
+    assert "missing" in problem(lambda dataset: None, more)
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")
+def test_dciodvfy_finds_no_error(tmp_path, subject):
+    ct, mask = read(tmp_path, subject, *ORDERS[0])
+    write_seg(tmp_path / "seg.dcm", mask, ct.volume.grid, ct.slices, PELVIS)
+    done = subprocess.run(
+        ["dciodvfy", str(tmp_path / "seg.dcm")], capture_output=True, text=True, check=False
+    )
+    assert not [line for line in done.stderr.splitlines() if line.startswith("Error")]

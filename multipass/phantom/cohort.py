@@ -62,6 +62,7 @@ def write_cohort(options: Options) -> Iterator[str]:
     if options.jobs == 1:
         yield from map(work, range(options.patients))
         return
+    # workers leave Ctrl-C to this process, which ends them on its way out of the pool
     context = multiprocessing.get_context("spawn")
     with context.Pool(min(options.jobs, options.patients), _ignore_interrupt) as pool:
         yield from pool.imap(work, range(options.patients))

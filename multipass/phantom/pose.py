@@ -10,11 +10,12 @@ from scipy.spatial.transform import Rotation
 
 from multipass.phantom import bones
 from multipass.phantom.recipe import Recipe
+from multipass.phantom.shapes import along
 
 
 def _turned(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
-    """points @ matrix with contiguous columns, in the points' precision."""
-    return (matrix.T.astype(points.dtype) @ points.T).T
+    """points @ matrix, with contiguous columns."""
+    return np.stack([along(points, column) for column in matrix.T]).T
 
 
 class Pose:
@@ -48,7 +49,7 @@ class Pose:
         """Scene points (N, 3) in the pelvis frame."""
         p = _turned(points, self.turn / self.size)
         bends = [
-            np.sin(p @ wave.astype(p.dtype) + p.dtype.type(shift))
+            np.sin(along(p, wave) + p.dtype.type(shift))
             for wave, shift in zip(self.waves, self.shifts, strict=True)
         ]
         for axis in range(3):

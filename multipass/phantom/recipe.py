@@ -83,7 +83,7 @@ def draw_recipe(seed: int, index: int, matrix: int = 512, size: str | None = Non
     rng = np.random.default_rng([seed, index, 7])
     tall = rng.random() < 0.25 if size is None else size == "abdomen"
     sex = float(rng.beta(0.6, 0.6))
-    scale = float(np.clip(rng.normal(1.0 - 0.03 * sex, 0.045), 0.88, 1.12))
+    scale = float(np.clip(rng.normal(1.045 - 0.03 * sex, 0.045), 0.9, 1.16))
     scan = _draw_scan(rng, tall, scale, matrix)
     recipe = Recipe(
         seed=seed, index=index, sex=sex, scale=scale, matrix=matrix,
@@ -123,7 +123,7 @@ def _draw_scan(rng: np.random.Generator, tall: bool, scale: float, matrix: int) 
 
 def _draw_anatomy(rng: np.random.Generator, sex: float) -> dict:
     wide = 1 + 0.05 * (sex - 0.5)
-    stretch = rng.normal(1, 0.03, 3) * (wide, 1, 1 - 0.03 * (sex - 0.5))
+    stretch = rng.normal(1, 0.03, 3) * (wide, 1.03, 1 - 0.03 * (sex - 0.5))
     sides = []
     together = rng.normal(0, 1, 3)
     for _ in range(2):

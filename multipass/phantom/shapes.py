@@ -25,14 +25,14 @@ class Cloud:
         balls = balls.reshape(-1, 4)
         self.radii = np.append(balls[:, 3], 0.0).astype(np.float32)
         self.tree = cKDTree(balls[:, :3])
-        margin = balls[:, 3].max() + REACH_MM
-        self.reach = float(margin)
-        self.lower, self.upper = balls[:, :3].min(0) - margin, balls[:, :3].max(0) + margin
+        self.thickest = float(balls[:, 3].max())
+        self.lower, self.upper = balls[:, :3].min(0), balls[:, :3].max(0)
 
-    def near(self, points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Indices of the points within reach of the cloud's box, and their distances."""
-        near = np.flatnonzero(within(points, self.lower, self.upper))
-        distance, nearest = self.tree.query(points[near], distance_upper_bound=self.reach)
+    def near(self, points: np.ndarray, reach_mm: float = REACH_MM) -> tuple[np.ndarray, np.ndarray]:
+        """Indices of the points that may lie within reach of the surface, and their distances."""
+        margin = self.thickest + reach_mm
+        near = np.flatnonzero(within(points, self.lower - margin, self.upper + margin))
+        distance, nearest = self.tree.query(points[near], distance_upper_bound=margin)
         result = np.minimum(distance - self.radii[nearest], FAR_MM).astype(np.float32)
         return near, result
 
@@ -80,6 +80,12 @@ def length(points: np.ndarray, centre: Sequence[float] = (0, 0, 0)) -> np.ndarra
     return np.sqrt(total)
 
 
+def along(points: np.ndarray, weights: Sequence[float] | np.ndarray) -> np.ndarray:
+    """points @ weights, summed here since a BLAS may round differently with each thread count."""
+    x, y, z = (points.dtype.type(w) for w in weights)
+    return points[:, 0] * x + points[:, 1] * y + points[:, 2] * z
+
+
 def ball(points: np.ndarray, centre: Sequence[float], radius: float) -> np.ndarray:
     return length(points, centre) - np.float32(radius)
 
@@ -95,8 +101,8 @@ def ellipsoid(points: np.ndarray, centre: Sequence[float], radii: Sequence[float
 
 def plane(points: np.ndarray, through: Sequence[float], normal: Sequence[float]) -> np.ndarray:
     """Positive on the side that the normal points to."""
-    unit = np.asarray(normal, np.float32) / np.float32(np.linalg.norm(normal))
-    return (points - np.asarray(through, np.float32)) @ unit
+    unit = np.asarray(normal, float) / np.linalg.norm(normal)
+    return along(points - np.asarray(through, np.float32), unit)
 
 
 def smooth_min(a: np.ndarray, b: np.ndarray, blend_mm: float) -> np.ndarray:

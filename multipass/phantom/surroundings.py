@@ -8,6 +8,7 @@ from multipass.phantom.canvas import Canvas
 from multipass.phantom.shapes import ball, tube
 
 TABLE_HALF_MM = 205.0
+EDGE_MM = 6.0
 
 
 def paint_surroundings(canvas: Canvas, fat_mm: np.ndarray) -> None:
@@ -27,7 +28,7 @@ def paint_surroundings(canvas: Canvas, fat_mm: np.ndarray) -> None:
         points = [
             (x + rng.normal(0, 25), y + rng.normal(0, 4), z, 2.5) for z in range(-300, 500, 60)
         ]
-        near, distance = tube(points).near(p)
+        near, distance = tube(points).near(p, EDGE_MM)
         canvas.fill(np.maximum(distance, 2 - skin[near]), rng.uniform(300, 2500), near)
 
 
@@ -53,7 +54,7 @@ def _paint_arms(canvas: Canvas, skin: np.ndarray) -> None:
         points = [
             (x + side * lean * t, y, low + t, 30 + 14 * min(t / 250, 1)) for t in range(0, 420, 60)
         ]
-        near, arm = tube(points, 8.0).near(p)
+        near, arm = tube(points, 8.0).near(p, EDGE_MM)
         arm = np.maximum(arm, 2 - skin[near])
         canvas.fill(arm, -95.0, near)
         canvas.fill(arm + 6, 50.0, near)

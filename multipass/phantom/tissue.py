@@ -17,6 +17,7 @@ from multipass.phantom.surroundings import paint_surroundings
 
 SKIN_MM = 2.0
 GAS_HU = -980.0
+EDGE_MM = 7.0  # beyond a shape: fascia, walls and half a lattice step of soft edge
 
 
 def paint_body(pose: Pose) -> Block:
@@ -45,7 +46,8 @@ def _paint_wall(canvas: Canvas, fat_edge: np.ndarray) -> None:
     canvas.fill(fat_edge, (rng.uniform(-115, -80) + 8 * canvas.noise(6)).astype(np.float32))
     strands = np.abs(canvas.noise(12)) < 0.04
     canvas.fill(np.where(strands, fat_edge + 2, 9), rng.uniform(-80, -30))
-    packing = np.where(canvas.noise(10) > 0.9, -90, 35) + 10 * canvas.noise(5)
+    fatty = np.clip((canvas.noise(10) - rng.uniform(0.2, 1.2)) / 0.5, 0, 1)
+    packing = 35 - 125 * fatty + 10 * canvas.noise(5)
     canvas.fill(canvas.outline, packing.astype(np.float32))
 
 
@@ -58,12 +60,12 @@ def _paint_muscles(canvas: Canvas) -> None:
     canvas.fill(np.maximum(canvas.cavity, canvas.outline + 9), fat)
     for side in (1, -1):
         for shape in MUSCLES:
-            near, distance = shape.near(canvas.pelvis[side])
+            near, distance = shape.near(canvas.pelvis[side], EDGE_MM)
             _paint_muscle(canvas, near, distance + shrunk, muscle, fat)
         legs = np.flatnonzero(canvas.points[:, 2] < 20)
         q = canvas.pose.to_femur(canvas.points[legs], side)
         for shape in THIGH_MUSCLES:
-            near, distance = shape.near(q)
+            near, distance = shape.near(q, EDGE_MM)
             _paint_muscle(canvas, legs[near], distance + shrunk, muscle, fat)
 
 
@@ -88,13 +90,13 @@ def _paint_organs(canvas: Canvas) -> None:
     rectum = tube(
         [(0, 16, -64, 10), (0, 28, -38, 14), (0, 42, -8, 16), (5, 28, 18, 14), (25, 8, 32, 13)]
     )
-    _paint_hollow(canvas, *rectum.near(p), 40.0)
+    _paint_hollow(canvas, *rectum.near(p, EDGE_MM), 40.0)
     womb = (22, 17, 24) if recipe.sex > 0.5 else (18, 12, 14)
     canvas.fill(ellipsoid(p, (rng.normal(0, 6), 8, -22), womb), rng.uniform(35, 90))
     _paint_bladder(canvas)
     for shape in (*VEINS, *ARTERIES):
         for side in (1, -1):
-            near, distance = shape.near(canvas.pelvis[side])
+            near, distance = shape.near(canvas.pelvis[side], EDGE_MM)
             canvas.fill(distance, recipe.vessel_hu + rng.uniform(-10, 10), near)
 
 
@@ -126,7 +128,7 @@ def _paint_loop(canvas: Canvas, low: np.ndarray, high: np.ndarray) -> None:
         heading /= np.linalg.norm(heading)
         point = np.clip(point + 7 * heading, low, high)
         balls.append((*point, radius * rng.uniform(0.8, 1.15)))
-    near, distance = Cloud(np.array(balls)).near(canvas.pelvis[1])
+    near, distance = Cloud(np.array(balls)).near(canvas.pelvis[1], EDGE_MM)
     distance = np.maximum(distance, canvas.cavity[near] + 2)
     _paint_hollow(canvas, near, distance, float(balls[0][1]))
 

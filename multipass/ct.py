@@ -40,6 +40,8 @@ class CT:
             was tilted, resampled to an upright grid.
         slices: in the order of the third axis as acquired.
         lattice: (4, 4) affine of the voxels as acquired; sheared where the gantry was tilted.
+        stack: the slices stacked along their normal; where the gantry was tilted, the grid that
+            they would have without their in-plane drift.
         tilt_degrees: 0 for an upright gantry.
         notes: what a person should know of this scan.
     """
@@ -47,6 +49,7 @@ class CT:
     volume: Volume
     slices: tuple[Slice, ...]
     lattice: np.ndarray
+    stack: Grid
     tilt_degrees: float
     notes: tuple[str, ...]
 
@@ -69,18 +72,14 @@ def read_ct(series: Series) -> CT:
     if len({(s.slope, s.intercept) for s in slices}) > 1:
         notes.append("rescale slope and intercept differ between slices")
     notes += _implausible(array)
-    first = slices[0]
-    size = (first.columns, first.rows, len(slices))
+    stack = _stack(slices, lattice)
     tilt = _tilt_degrees(lattice, len(slices))
     if tilt:
         notes.append(f"gantry tilt of {tilt:.1f} degrees, resampled to an upright grid")
-        volume = resample_lattice(array, lattice, tilted_grid(lattice, size))
+        volume = resample_lattice(array, lattice, tilted_grid(lattice, array.shape))
     else:
-        steps = np.round(np.linalg.norm(lattice[:3, :3], axis=0), SPACING_DECIMALS)
-        axes = np.stack([lattice[:3, 0] / steps[0], lattice[:3, 1] / steps[1], first.normal], 1)
-        grid = Grid(size, floats3(steps), floats3(lattice[:3, 3]), tuple(axes.ravel().tolist()))
-        volume = Volume(array, grid)
-    return CT(volume, tuple(slices), lattice, tilt, tuple(notes))
+        volume = Volume(array, stack)
+    return CT(volume, tuple(slices), lattice, stack, tilt, tuple(notes))
 
 
 # ------------------------------------------------------------------- geometry
@@ -160,6 +159,16 @@ def _gaps(gaps: np.ndarray) -> str:
     usual = values[counts.argmax()]
     odd = [f"{v:.4g}" for v in values if v != usual]
     return f"{usual:.4g} and, elsewhere, {', '.join(odd[:5])}"
+
+
+def _stack(slices: list[Slice], lattice: np.ndarray) -> Grid:
+    first = slices[0]
+    row, column, step = lattice[:3, :3].T
+    spacing = np.array([np.linalg.norm(row), np.linalg.norm(column), abs(first.normal @ step)])
+    axes = np.stack([row / spacing[0], column / spacing[1], first.normal], axis=1)
+    size = (first.columns, first.rows, len(slices))
+    spacing_mm = floats3(np.round(spacing, SPACING_DECIMALS))
+    return Grid(size, spacing_mm, floats3(lattice[:3, 3]), tuple(axes.ravel().tolist()))
 
 
 def _tilt_degrees(lattice: np.ndarray, count: int) -> float:

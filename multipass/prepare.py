@@ -54,7 +54,7 @@ def prepare_patient(
     headers, notes = _fitting(found.seg, series)
     ct = read_ct(series)
     volume = upright(ct.volume)
-    reference = read_reference(headers, volume.grid, rules)
+    reference = read_reference(headers, volume.grid, rules, ct if ct.is_tilted else None)
     scan, pelvis = _windows(volume, reference)
     patient = {
         "format": FORMAT,

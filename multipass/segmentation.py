@@ -14,8 +14,10 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import SimpleITK as sitk
+from pydicom.dataset import Dataset
 from scipy import ndimage
 
+from multipass.ct import CT, resample_lattice
 from multipass.series import SegHeader
 from multipass.structures import PELVIS, Structure, by_codes, ordered
 from multipass.volume import Grid, Volume, axis_order, from_sitk, ints3, resample, resample_oblique
@@ -25,6 +27,7 @@ from multipass.volume import upright as to_upright
 CONGRUENT_VOXELS = 0.1
 # Thirds and fifths of a voxel do not add up to 1 in float32.
 SHARE_TOLERANCE = 1e-5
+SAME_SLICE_MM = 0.1
 # Reading a SEG of 844 frames takes about 10 s; beyond this dcmqi hangs.
 DCMQI_TIMEOUT_S = 600
 
@@ -119,14 +122,18 @@ def run_dcmqi(name: str, *arguments: str) -> str:
         raise ValueError(f"dcmqi's {name} did not end within {DCMQI_TIMEOUT_S} s") from None
     printed = done.stdout + done.stderr
     if done.returncode != 0:
-        lines = [line for line in printed.splitlines() if "rror" in line or "FATAL" in line]
-        reason = lines[-1].strip() if lines else f"exit code {done.returncode}"
+        reason = _complaint(printed) or f"exit code {done.returncode}"
         raise ValueError(f"dcmqi's {name} refused the file: {reason}")
     return printed
 
 
+def _complaint(printed: str) -> str:
+    lines = [line for line in printed.splitlines() if "rror" in line.lower() or "FATAL" in line]
+    return lines[-1].strip() if lines else ""
+
+
 def read_reference(
-    headers: Sequence[SegHeader], grid: Grid, rules: Identify = by_codes
+    headers: Sequence[SegHeader], grid: Grid, rules: Identify = by_codes, tilted: CT | None = None
 ) -> Reference:
     """Read the SEG files of one scan.
 
@@ -135,6 +142,7 @@ def read_reference(
         grid: the scan's upright grid.
         rules: from a segment's attributes (dcmqi's meta.json) to structures: none to leave it out,
             two to split it at its midline; see `structures.read_rules`.
+        tilted: the CT, where its gantry was tilted: the masks are sheared as its slices are.
 
     Raises:
         ValueError: a file cannot be read, a structure lies twice, nothing lies in the scan, left
@@ -144,9 +152,9 @@ def read_reference(
     notes: list[str] = []
     for header in headers:
         owned = set(pieces)
-        for attributes, mask in _converted(header.path):
+        for attributes, mask in _converted(header.path, tilted):
             label = attributes.get("SegmentLabel", "")
-            placed, outside = _placed(mask, grid)
+            placed, outside = _placed(mask, grid, tilted)
             if outside:
                 notes.append(f"'{label}' lies outside the scan with {outside:.1%} of its voxels")
             for structure, piece in _split(rules(attributes), placed):
@@ -167,16 +175,17 @@ def read_reference(
 # ---------------------------------------------------------------- conversion
 
 
-def _converted(path: Path) -> list[tuple[dict, Volume]]:
+def _converted(path: Path, tilted: CT | None) -> list[tuple[dict, Volume]]:
     """The file's segments: attributes and mask (bool, or float32 in [0, 1] if FRACTIONAL), each
-    cropped to its bounding box, on the SEG's own grid in LPS order."""
-    maximum = _fractional_maximum(path)
+    cropped to its bounding box, on the SEG's own grid, in LPS order unless that is oblique."""
+    header = pydicom.dcmread(path, stop_before_pixels=True)
+    maximum = _fractional_maximum(header)
     converted = []
     with tempfile.TemporaryDirectory(prefix="multipass_") as folder:
-        arguments = ["--inputDICOM", str(path), "--outputDirectory", folder]
-        run_dcmqi(
-            "segimage2itkimage", *arguments, "--prefix", "seg", "-t", "nrrd", "--mergeSegments"
-        )
+        source = path if tilted is None else _without_drift(path, tilted, Path(folder))
+        arguments = ["--inputDICOM", str(source), "--outputDirectory", folder]
+        arguments += ["--prefix", "seg", "-t", "nrrd", "--mergeSegments"]
+        printed = run_dcmqi("segimage2itkimage", *arguments)
         meta_path = Path(folder) / "seg-meta.json"
         if not meta_path.exists():
             raise ValueError(f"{path.name}: dcmqi wrote no segment")
@@ -184,17 +193,61 @@ def _converted(path: Path) -> list[tuple[dict, Volume]]:
         for number, group in enumerate(groups.get("segmentAttributes", []), 1):
             image_path = Path(folder) / f"seg-{number}.nrrd"
             if not image_path.exists():
-                raise ValueError(f"{path.name}: dcmqi wrote no image for segment group {number}")
-            volume = _upright_labels(from_sitk(sitk.ReadImage(str(image_path))))
+                raise ValueError(f"{path.name}: dcmqi wrote no image: {_complaint(printed)}")
+            image = from_sitk(sitk.ReadImage(str(image_path)))
+            if tilted is None:
+                _check_frames(header, image.grid)
+            volume = _upright_labels(image)
             spans = ndimage.find_objects(volume.array) if maximum is None else []
             for attributes in group:
                 converted.append((attributes, _one_segment(volume, attributes, spans, maximum)))
     return converted
 
 
-def _fractional_maximum(path: Path) -> int | None:
-    tags = ["SegmentationType", "MaximumFractionalValue"]
-    header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
+def _without_drift(path: Path, tilted: CT, folder: Path) -> Path:
+    """A copy of a SEG on tilted slices with its frames stacked along their normal: dcmqi can
+    represent nothing else.
+
+    Raises:
+        ValueError: a frame lies on none of the CT's slices.
+    """
+    dataset = pydicom.dcmread(path)
+    places = np.array([s.position_mm for s in tilted.slices])
+    for frame in dataset.PerFrameFunctionalGroupsSequence:
+        plane = frame.PlanePositionSequence[0]
+        distance = np.linalg.norm(places - np.asarray(plane.ImagePositionPatient, float), axis=1)
+        k = int(distance.argmin())
+        if distance[k] > SAME_SLICE_MM:
+            raise ValueError(f"{path.name}: a frame lies on none of the tilted CT's slices")
+        straight = tilted.stack.affine @ (0, 0, k, 1)
+        plane.ImagePositionPatient = [f"{v:.6f}" for v in straight[:3]]
+    shared = dataset.SharedFunctionalGroupsSequence[0]
+    for owner in (shared, *dataset.PerFrameFunctionalGroupsSequence):
+        for measures in owner.get("PixelMeasuresSequence") or []:
+            measures.SpacingBetweenSlices = f"{tilted.stack.spacing_mm[2]:.6f}"
+    copy = folder / "straight.dcm"
+    dataset.save_as(copy)
+    return copy
+
+
+def _check_frames(header: Dataset, grid: Grid) -> None:
+    """Raise ValueError unless each frame lies on a slice of the grid that dcmqi made of them: it
+    trusts a file's spacing between slices, and drops in-plane drift, without a word."""
+    frames = header.get("PerFrameFunctionalGroupsSequence") or []
+    planes = [frame.get("PlanePositionSequence") for frame in frames]
+    places = np.array([p[0].ImagePositionPatient for p in planes if p], float)
+    if not len(places):
+        return
+    at = (places - grid.origin_mm) @ grid.matrix / grid.spacing_mm
+    off = np.abs(at - np.rint(at) * (0, 0, 1)).max()
+    if off > CONGRUENT_VOXELS:
+        raise ValueError(
+            "the segmentation's frames do not lie on evenly spaced slices, or its spacing between "
+            f"slices is wrong (off by up to {off:.2g} voxels)"
+        )
+
+
+def _fractional_maximum(header: Dataset) -> int | None:
     if header.get("SegmentationType") != "FRACTIONAL":
         return None
     return int(header.get("MaximumFractionalValue", 255)) or 255
@@ -223,13 +276,17 @@ def _one_segment(volume: Volume, attributes: dict, spans: list, maximum: int | N
 # ----------------------------------------------------------------- placement
 
 
-def _placed(mask: Volume, grid: Grid) -> tuple[tuple[tuple[int, int, int], np.ndarray], float]:
+def _placed(
+    mask: Volume, grid: Grid, tilted: CT | None
+) -> tuple[tuple[tuple[int, int, int], np.ndarray], float]:
     """The mask on the scan's grid as (start, array), and the part of it that lies outside."""
     nothing = ((0, 0, 0), np.zeros((0, 0, 0), bool))
     if not mask.array.size:
         return nothing, 0.0
-    offset = _congruent_offset(mask.grid, grid)
-    if offset is None:
+    offset = None if tilted else _congruent_offset(mask.grid, grid)
+    if tilted:
+        start, array = _sheared(mask, tilted, grid)
+    elif offset is None:
         start, array = _resampled(mask, grid)
     else:
         start, array = offset, mask.array
@@ -251,6 +308,21 @@ def _congruent_offset(grid: Grid, target: Grid) -> tuple[int, int, int] | None:
     index = np.subtract(grid.origin_mm, target.origin_mm) / spacing
     off = np.abs(index - np.rint(index))
     return ints3(np.rint(index)) if (drift + off).max() < CONGRUENT_VOXELS else None
+
+
+def _sheared(mask: Volume, tilted: CT, grid: Grid) -> tuple[tuple[int, int, int], np.ndarray]:
+    """The mask on the upright grid that the tilted CT was resampled to, by the same shear."""
+    lattice = tilted.lattice.copy()
+    index = np.linalg.inv(tilted.stack.affine) @ (*mask.grid.origin_mm, 1)
+    lattice[:3, 3] = (tilted.lattice @ np.append(np.rint(index[:3]) - 1, 1))[:3]
+    padded = np.pad(mask.array.astype(np.float32), 1)
+    values = resample_lattice(padded, lattice, grid, 0.0).array
+    found = ndimage.find_objects((values >= 0.5).astype(np.uint8))
+    if not found:
+        return ints3(grid.size), mask.array
+    part = values[found[0]]
+    start = ints3(s.start for s in found[0])
+    return start, part >= 0.5 if mask.array.dtype == bool else part
 
 
 def _resampled(mask: Volume, grid: Grid) -> tuple[tuple[int, int, int], np.ndarray]:

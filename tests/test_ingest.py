@@ -91,36 +91,77 @@ def test_oblique_acquisition_comes_upright(tmp_path, subject):
         assert dice(again, subject.label == k) > OBLIQUE_DICE, structure.name
 
 
-def test_gantry_tilt_is_found_and_undone(tmp_path, subject):
+def test_gantry_tilt_is_found_and_undone_for_image_and_labels(tmp_path, subject):
     grid = subject.volume.grid
     tilt = np.radians(15)
-    direction = np.array(
-        [[1, 0, 0], [0, np.cos(tilt), np.sin(tilt)], [0, -np.sin(tilt), np.cos(tilt)]]
-    )
-    tilted = Grid(grid.size, grid.spacing_mm, grid.origin_mm, tuple(direction.ravel()))
+    c, s = np.cos(tilt), np.sin(tilt)
+    tilted = replace(grid, direction=(1, 0, 0, 0, c, s, 0, -s, c))
     lattice = tilted.affine
     lattice[:3, 2] = (0, 0, grid.spacing_mm[2])
     index = np.stack(np.meshgrid(*map(np.arange, grid.size), indexing="ij"))
     places = np.einsum("ij,j...->i...", lattice[:3, :3], index)
     at = places / np.reshape(grid.spacing_mm, (3, 1, 1, 1))
     sheared = map_coordinates(subject.volume.array, at, order=1, cval=-1000)
-    files = write_ct(tmp_path / "im_1", Volume(sheared, tilted), subject.recipe)
-    for k, path in enumerate(files):
+    parts = [map_coordinates((subject.label == k) * 1.0, at, order=1) for k in range(1, 6)]
+    label = np.argmax([1 - np.sum(parts, axis=0), *parts], axis=0).astype(np.uint8)
+    written(tmp_path, subject, Volume(sheared, tilted), Volume(label, tilted))
+    moved = {}
+    for k, path in enumerate(by_place(tmp_path / "im_1", tilted)):
         dataset = pydicom.dcmread(path)
-        place = lattice @ (0, 0, k, 1)
-        dataset.ImagePositionPatient = [f"{v:.4f}" for v in place[:3]]
+        place = [f"{v:.4f}" for v in (lattice @ (0, 0, k, 1))[:3]]
+        moved[tuple(dataset.ImagePositionPatient)] = place
+        dataset.ImagePositionPatient = place
         dataset.save_as(path)
-    ct = read_ct(choose(find(tmp_path))[0])
+    seg = next((tmp_path / "im_3").iterdir())
+    dataset = pydicom.dcmread(seg)
+    for frame in dataset.PerFrameFunctionalGroupsSequence:
+        plane = frame.PlanePositionSequence[0]
+        plane.ImagePositionPatient = nearest(moved, plane.ImagePositionPatient)
+    dataset.save_as(seg)
+
+    found = find(tmp_path)
+    ct = read_ct(choose(found)[0])
     assert ct.tilt_degrees == pytest.approx(15, abs=0.1)
     assert any("tilt" in note for note in ct.notes)
+    reference = read_reference(found.seg, ct.volume.grid, tilted=ct)
+    for segment in reference.segments:
+        k = 1 + PELVIS.index(segment.structure)
+        mask = np.zeros(ct.volume.grid.size, np.float32)
+        mask[segment.span] = segment.mask
+        back = resample_oblique(Volume(mask, ct.volume.grid), grid, 0.0).array >= 0.5
+        seen = inside_of(lattice, grid)
+        truth = (subject.label == k) & seen
+        assert dice(back & seen, truth) > OBLIQUE_DICE, segment.structure.name
     on_grid = resample_oblique(ct.volume, grid).array.astype(float)
-    inside = np.zeros(grid.size, bool)
-    inside[4:-4, 10:-10, 12:-12] = True
-    bone = inside & (subject.volume.array > 200)
-    difference = on_grid[inside] - subject.volume.array[inside]
-    moved = on_grid[inside] - np.roll(subject.volume.array, 2, axis=1)[inside]
-    assert bone.any()
-    assert np.abs(difference).mean() < 0.35 * np.abs(moved).mean()
+    seen = inside_of(lattice, grid)
+    difference = on_grid[seen] - subject.volume.array[seen]
+    elsewhere = on_grid[seen] - np.roll(subject.volume.array, 2, axis=1)[seen]
+    assert np.abs(difference).mean() < 0.35 * np.abs(elsewhere).mean()
+
+
+def by_place(folder: Path, grid: Grid) -> list[Path]:
+    def height(path):
+        return float(
+            np.dot(
+                pydicom.dcmread(path, stop_before_pixels=True).ImagePositionPatient,
+                grid.matrix[:, 2],
+            )
+        )
+
+    return sorted(folder.iterdir(), key=height)
+
+
+def nearest(moved: dict, place) -> list:
+    old = np.asarray(place, float)
+    return moved[min(moved, key=lambda p: np.linalg.norm(np.asarray(p, float) - old))]
+
+
+def inside_of(lattice: np.ndarray, grid: Grid) -> np.ndarray:
+    """Voxels of the grid that the sheared lattice covers, two voxels from its border."""
+    index = np.stack(np.meshgrid(*map(np.arange, grid.size), indexing="ij"), -1)
+    places = index @ grid.affine[:3, :3].T + grid.affine[:3, 3]
+    at = (places - lattice[:3, 3]) @ np.linalg.inv(lattice[:3, :3]).T
+    return ((at > 2) & (at < np.subtract(grid.size, 3))).all(axis=-1)
 
 
 @pytest.fixture
@@ -210,6 +251,22 @@ def test_padding_becomes_air(tmp_path, subject):
     assert (padded[0, 0] == -1024).all()
     middle = slice(20, 44), slice(20, 44)
     assert np.array_equal(padded[middle], plain[middle])
+
+
+def test_a_segmentation_with_a_wrong_spacing_or_a_moved_frame_is_refused(patient):
+    path = next((patient / "im_3").iterdir())
+    dataset = pydicom.dcmread(path)
+    frame = dataset.PerFrameFunctionalGroupsSequence[3].PlanePositionSequence[0]
+    place = list(frame.ImagePositionPatient)
+    for shift_mm, words in ((1.5, "frames do not lie"), (12, "outside image geometry")):
+        frame.ImagePositionPatient = [place[0] + shift_mm, place[1], place[2]]
+        dataset.save_as(path)
+        assert words in refusal(patient)
+    frame.ImagePositionPatient = place
+    measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
+    measures.SpacingBetweenSlices = float(measures.SpacingBetweenSlices) * 1.03
+    dataset.save_as(path)
+    assert "frames do not lie" in refusal(patient)
 
 
 def test_segmentation_of_another_frame_of_reference_is_refused(patient):

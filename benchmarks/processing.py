@@ -27,7 +27,7 @@ sys.path.insert(0, str(ROOT))
 
 from multipass.phantom import make_subject, write_subject  # noqa: E402
 from multipass.prepare import prepare_patient  # noqa: E402
-from multipass.segmentation import run_dcmqi  # noqa: E402
+from multipass.dcmqi import run_dcmqi  # noqa: E402
 from multipass.windows import GRID_SIZE  # noqa: E402
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")

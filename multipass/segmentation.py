@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import numpy as np
-import pydicom
-import SimpleITK as sitk
-from pydicom.dataset import Dataset
 from scipy import ndimage
 
 from multipass.ct import CT, resample_lattice
+from multipass.dcmqi import read_segments
 from multipass.series import SegHeader
 from multipass.structures import PELVIS, Structure, by_codes, ordered
-from multipass.volume import Grid, Volume, axis_order, from_sitk, ints3, resample, resample_oblique
-from multipass.volume import upright as to_upright
+from multipass.volume import Grid, Volume, axis_order, ints3, resample, resample_oblique
 
 # Grids whose voxels drift apart by less than this over their whole size are the same grid.
 CONGRUENT_VOXELS = 0.1
 # Thirds and fifths of a voxel do not add up to 1 in float32.
 SHARE_TOLERANCE = 1e-5
-SAME_SLICE_MM = 0.1
-# Reading a SEG of 844 frames takes about 10 s; beyond this dcmqi hangs.
-DCMQI_TIMEOUT_S = 600
 
 Identify = Callable[[dict], Sequence[Structure]]
 
@@ -96,42 +84,6 @@ class Reference:
         return labels
 
 
-def dcmqi_command(name: str) -> str:
-    """The path of a dcmqi command: beside the running Python first, then on PATH.
-
-    Raises:
-        ValueError: it is installed in neither place.
-    """
-    beside = shutil.which(name, path=str(Path(sys.executable).parent))
-    found = beside or shutil.which(name)
-    if found is None:
-        raise ValueError(f"dcmqi's {name} was not found: pip install -r requirements.txt")
-    return found
-
-
-def run_dcmqi(name: str, *arguments: str) -> str:
-    """Run a dcmqi command and return what it printed.
-
-    Raises:
-        ValueError: it failed or hung; the sentence carries its own last error.
-    """
-    command = [dcmqi_command(name), *arguments]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=DCMQI_TIMEOUT_S)
-    except subprocess.TimeoutExpired:
-        raise ValueError(f"dcmqi's {name} did not end within {DCMQI_TIMEOUT_S} s") from None
-    printed = done.stdout + done.stderr
-    if done.returncode != 0:
-        reason = _complaint(printed) or f"exit code {done.returncode}"
-        raise ValueError(f"dcmqi's {name} refused the file: {reason}")
-    return printed
-
-
-def _complaint(printed: str) -> str:
-    lines = [line for line in printed.splitlines() if "rror" in line.lower() or "FATAL" in line]
-    return lines[-1].strip() if lines else ""
-
-
 def read_reference(
     headers: Sequence[SegHeader], grid: Grid, rules: Identify = by_codes, tilted: CT | None = None
 ) -> Reference:
@@ -152,7 +104,7 @@ def read_reference(
     notes: list[str] = []
     for header in headers:
         owned = set(pieces)
-        for attributes, mask in _converted(header.path, tilted):
+        for attributes, mask in read_segments(header.path, tilted):
             label = attributes.get("SegmentLabel", "")
             placed, outside = _placed(mask, grid, tilted)
             if outside:
@@ -170,107 +122,6 @@ def read_reference(
         notes.append(f"segments overlap in {shared} voxels, shared equally")
     _check_sides(segments, grid)
     return Reference(grid, tuple(segments), tuple(notes))
-
-
-# ---------------------------------------------------------------- conversion
-
-
-def _converted(path: Path, tilted: CT | None) -> list[tuple[dict, Volume]]:
-    """The file's segments: attributes and mask (bool, or float32 in [0, 1] if FRACTIONAL), each
-    cropped to its bounding box, on the SEG's own grid, in LPS order unless that is oblique."""
-    header = pydicom.dcmread(path, stop_before_pixels=True)
-    maximum = _fractional_maximum(header)
-    converted = []
-    with tempfile.TemporaryDirectory(prefix="multipass_") as folder:
-        source = path if tilted is None else _without_drift(path, tilted, Path(folder))
-        arguments = ["--inputDICOM", str(source), "--outputDirectory", folder]
-        arguments += ["--prefix", "seg", "-t", "nrrd", "--mergeSegments"]
-        printed = run_dcmqi("segimage2itkimage", *arguments)
-        meta_path = Path(folder) / "seg-meta.json"
-        if not meta_path.exists():
-            raise ValueError(f"{path.name}: dcmqi wrote no segment")
-        groups = json.loads(meta_path.read_text(encoding="utf-8", errors="replace"))
-        for number, group in enumerate(groups.get("segmentAttributes", []), 1):
-            image_path = Path(folder) / f"seg-{number}.nrrd"
-            if not image_path.exists():
-                raise ValueError(f"{path.name}: dcmqi wrote no image: {_complaint(printed)}")
-            image = from_sitk(sitk.ReadImage(str(image_path)))
-            if tilted is None:
-                _check_frames(header, image.grid)
-            volume = _upright_labels(image)
-            spans = ndimage.find_objects(volume.array) if maximum is None else []
-            for attributes in group:
-                converted.append((attributes, _one_segment(volume, attributes, spans, maximum)))
-    return converted
-
-
-def _without_drift(path: Path, tilted: CT, folder: Path) -> Path:
-    """A copy of a SEG on tilted slices with its frames stacked along their normal: dcmqi can
-    represent nothing else.
-
-    Raises:
-        ValueError: a frame lies on none of the CT's slices.
-    """
-    dataset = pydicom.dcmread(path)
-    places = np.array([s.position_mm for s in tilted.slices])
-    for frame in dataset.PerFrameFunctionalGroupsSequence:
-        plane = frame.PlanePositionSequence[0]
-        distance = np.linalg.norm(places - np.asarray(plane.ImagePositionPatient, float), axis=1)
-        k = int(distance.argmin())
-        if distance[k] > SAME_SLICE_MM:
-            raise ValueError(f"{path.name}: a frame lies on none of the tilted CT's slices")
-        straight = tilted.stack.affine @ (0, 0, k, 1)
-        plane.ImagePositionPatient = [f"{v:.6f}" for v in straight[:3]]
-    shared = dataset.SharedFunctionalGroupsSequence[0]
-    for owner in (shared, *dataset.PerFrameFunctionalGroupsSequence):
-        for measures in owner.get("PixelMeasuresSequence") or []:
-            measures.SpacingBetweenSlices = f"{tilted.stack.spacing_mm[2]:.6f}"
-    copy = folder / "straight.dcm"
-    dataset.save_as(copy)
-    return copy
-
-
-def _check_frames(header: Dataset, grid: Grid) -> None:
-    """Raise ValueError unless each frame lies on a slice of the grid that dcmqi made of them: it
-    trusts a file's spacing between slices, and drops in-plane drift, without a word."""
-    frames = header.get("PerFrameFunctionalGroupsSequence") or []
-    planes = [frame.get("PlanePositionSequence") for frame in frames]
-    places = np.array([p[0].ImagePositionPatient for p in planes if p], float)
-    if not len(places):
-        return
-    at = (places - grid.origin_mm) @ grid.matrix / grid.spacing_mm
-    off = np.abs(at - np.rint(at) * (0, 0, 1)).max()
-    if off > CONGRUENT_VOXELS:
-        raise ValueError(
-            "the segmentation's frames do not lie on evenly spaced slices, or its spacing between "
-            f"slices is wrong (off by up to {off:.2g} voxels)"
-        )
-
-
-def _fractional_maximum(header: Dataset) -> int | None:
-    if header.get("SegmentationType") != "FRACTIONAL":
-        return None
-    return int(header.get("MaximumFractionalValue", 255)) or 255
-
-
-def _upright_labels(volume: Volume) -> Volume:
-    return volume if axis_order(volume.grid) is None else to_upright(volume)
-
-
-def _one_segment(volume: Volume, attributes: dict, spans: list, maximum: int | None) -> Volume:
-    if maximum is not None:
-        values = volume.array.astype(np.float32) / maximum
-        found = ndimage.find_objects((values > 0).astype(np.uint8))
-        span = found[0] if found else None
-    else:
-        label = int(attributes["labelID"])
-        span = spans[label - 1] if 0 < label <= len(spans) else None
-        values = volume.array
-    if span is None:
-        return Volume(np.zeros((0, 0, 0), bool), volume.grid)
-    grid = volume.grid.cropped(ints3(s.start for s in span), ints3(s.stop - s.start for s in span))
-    crop = values[span]
-    return Volume(crop if maximum is not None else crop == label, grid)
 
 
 # ----------------------------------------------------------------- placement

@@ -31,10 +31,12 @@ from multipass import __version__, checkpoint, findings, output, passes  # noqa:
 from multipass.cases import Case, find_cases  # noqa: E402
 from multipass.maps import native_labels  # noqa: E402
 from multipass.mirrored import with_mirroring  # noqa: E402
+from multipass.page import write_case_page, write_index, write_viewer  # noqa: E402
 from multipass.products import Segmented, write_products  # noqa: E402
 from multipass.scoring import score  # noqa: E402
 from multipass.stages import Stages  # noqa: E402
 from multipass.tables import score_lines, with_nan, write_summary  # noqa: E402
+from multipass.viewer import VIEWER_NAME, page_data  # noqa: E402
 from processing import own_grid_labels, read_scan  # noqa: E402
 
 TEST_DATA = ROOT / "inference_pipeline" / "test_data"
@@ -67,6 +69,8 @@ class Options:
     """Also write a surface of each bone, in mm, LPS."""
     tta: bool = False
     """Also look at the mirrored scan, left and right swapped back; passes take twice as long."""
+    page: bool = True
+    """Write index.html and a page per case to look at, with NiiVue from the installed ipyniivue."""
     overwrite: bool = False
     """Segment finished cases again."""
     quiet: bool = False
@@ -95,6 +99,8 @@ def main(options: Options) -> int:
             )
         stack.enter_context(output.log_file(log, options.output / LOG_NAME))
         outcome = Outcome(failed=list(found.refused))
+        if options.page:
+            write_viewer(options.output)
         try:
             segment_all(found.cases, model, options, outcome)
         except KeyboardInterrupt:
@@ -203,6 +209,12 @@ def segment_case(
             "seconds": stages.seconds,
             "versions": checkpoint.versions(),
         }
+        if options.page:
+            with stages.stage("page"):
+                shown = scan.upright, labels, model.structures, scored.reference
+                has_viewer = (options.output / VIEWER_NAME).exists()
+                write_case_page(folder, report, page_data(*shown) if has_viewer else None)
+            report["seconds"] = stages.seconds
         output.write_json(folder / output.REPORT_NAME, report)
     return report
 
@@ -220,6 +232,7 @@ def identity_of(case: Case, model: checkpoint.Model, options: Options) -> dict[s
         "format": list(options.format),
         "probabilities": options.probabilities,
         "meshes": options.meshes,
+        "page": options.page,
         "multipass": __version__,
     }
 
@@ -234,6 +247,8 @@ def conclude(outcome: Outcome, options: Options) -> None:
         ]
     if rows:
         write_summary(options.output / "summary.csv", rows)
+    if options.page and outcome.reports:
+        write_index(options.output, outcome.reports, outcome.failed)
     for line in score_lines(rows):
         print(line)
     for report in outcome.reports:

@@ -52,6 +52,7 @@ def describe(
     rows = []
     for k, structure in enumerate(structures):
         row = {"name": structure.name, "value": k + 1, "code": list(structure.key)}
+        row["colour"] = list(structure.colour)
         row |= _inside(labels, boxes[k], k + 1, volume)
         found = row["status"] != "missing"
         row["confidence"] = sure[k] if found else None

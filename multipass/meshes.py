@@ -72,17 +72,8 @@ def surface_net(field: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 def write_mesh(path: Path, points: np.ndarray, triangles: np.ndarray) -> None:
     """Binary STL or PLY, by the path's suffix."""
-    corners = points[triangles].astype("<f4")
     if path.suffix == ".stl":
-        rows = np.zeros(
-            len(triangles), [("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("x", "<u2")]
-        )
-        normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
-        lengths = np.linalg.norm(normals, axis=1, keepdims=True)
-        rows["normal"] = normals / np.where(lengths > 0, lengths, 1)
-        rows["corners"] = corners
-        head = b"patient LPS, mm".ljust(80)
-        path.write_bytes(head + struct.pack("<I", len(rows)) + rows.tobytes())
+        path.write_bytes(_stl(points[triangles].astype("<f4")))
         return
     head = (
         "ply\nformat binary_little_endian 1.0\ncomment patient LPS, mm\n"
@@ -92,6 +83,16 @@ def write_mesh(path: Path, points: np.ndarray, triangles: np.ndarray) -> None:
     faces = np.zeros(len(triangles), [("count", "u1"), ("corners", "<i4", 3)])
     faces["count"], faces["corners"] = 3, triangles
     path.write_bytes(head.encode() + points.astype("<f4").tobytes() + faces.tobytes())
+
+
+def _stl(corners: np.ndarray) -> bytes:
+    fields = [("normal", "<f4", 3), ("corners", "<f4", (3, 3)), ("attribute", "<u2")]
+    rows = np.zeros(len(corners), fields)
+    normals = np.cross(corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0])
+    lengths = np.linalg.norm(normals, axis=1, keepdims=True)
+    rows["normal"] = normals / np.where(lengths > 0, lengths, 1)
+    rows["corners"] = corners
+    return b"patient LPS, mm".ljust(80) + struct.pack("<I", len(rows)) + rows.tobytes()
 
 
 def _around(edges: np.ndarray, axis: int) -> list[np.ndarray]:

@@ -1,0 +1,217 @@
+"""index.html of a cohort and one page a case, offline and opened from a file."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from multipass.patients import replacing
+from multipass.viewer import VIEWER_NAME, viewer_script
+
+CASE_PAGE = "view.html"
+INDEX = "index.html"
+SCRIPTLESS = (
+    "The slices and the bones in 3D need NiiVue: <code>pip install ipyniivue</code>, then run "
+    "again with <code>--overwrite</code>. The picture below is complete without it."
+)
+STYLE = """
+:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --line: #d5dae0; --warn: #9a4b00;
+  --soft: #f3f5f7; --link: #0b57a4; }
+@media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --paper: #14171a; --line: #363c43;
+  --warn: #ffb454; --soft: #1d2125; --link: #8ab8f0; } }
+body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper);
+  margin: 1.5rem auto; max-width: 1200px; padding: 0 1rem; }
+a { color: var(--link); } a:focus-visible, canvas:focus-visible, :focus-visible {
+  outline: 2px solid var(--link); outline-offset: 2px; }
+table { border-collapse: collapse; width: 100%; margin: 1rem 0; display: block; overflow-x: auto; }
+th, td { text-align: left; padding: .35rem .7rem; border-bottom: 1px solid var(--line);
+  vertical-align: top; } th { background: var(--soft); } td.n { text-align: right;
+  font-variant-numeric: tabular-nums; }
+.flags { color: var(--warn); } .chip { display: inline-block; width: .8em; height: .8em;
+  border-radius: 2px; margin-right: .4em; }
+.views { display: grid; grid-template-columns: 2fr 1fr; gap: .5rem; } @media (max-width: 800px) {
+  .views { grid-template-columns: 1fr; } } .view { height: 62vh; background: #000; }
+.controls { display: flex; flex-wrap: wrap; gap: 1rem; align-items: center; margin: .6rem 0; }
+img { max-width: 100%; } footer { color: var(--line); margin-top: 2rem; }
+"""
+SCRIPT = """
+const data = JSON.parse(document.getElementById('data').textContent);
+const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer;
+const by = id => document.getElementById(id);
+async function start() {
+  const common = {isRadiologicalConvention: true, dragAndDropEnabled: false,
+    backColor: [0, 0, 0, 1], loadingText: ''};
+  const slices = new Niivue({...common, multiplanarShowRender: 0, show3Dcrosshair: false});
+  await slices.attachToCanvas(by('slices'));
+  await slices.loadFromArrayBuffer(bytes(data.ct), 'ct.nii.gz');
+  await slices.loadFromArrayBuffer(bytes(data.labels), 'labels.nii.gz');
+  const column = c => [0, ...data.colours.map(rgb => rgb[c])];
+  slices.volumes[1].setColormapLabel({R: column(0), G: column(1), B: column(2),
+    A: [0, ...data.colours.map(() => 255)], I: [0, ...data.colours.map((_, k) => k + 1)],
+    labels: ['', ...data.names]});
+  slices.setSliceType(3);
+  const show = () => {
+    slices.volumes[0].cal_min = Number(by('low').value);
+    slices.volumes[0].cal_max = Math.max(Number(by('high').value), Number(by('low').value) + 1);
+    slices.setOpacity(1, Number(by('opacity').value));
+    slices.updateGLVolume();
+    by('window').textContent = `${by('low').value} to ${by('high').value} HU`;
+  };
+  for (const id of ['low', 'high', 'opacity']) by(id).addEventListener('input', show);
+  for (const button of document.querySelectorAll('[data-window]'))
+    button.addEventListener('click', () => {
+      [by('low').value, by('high').value] = button.dataset.window.split(',');
+      show();
+    });
+  slices.onLocationChange = place => { by('place').textContent = place.string; };
+  by('slices').addEventListener('keydown', event => {
+    const move = {ArrowUp: [0, 0, 1], ArrowDown: [0, 0, -1], ArrowLeft: [1, 0, 0],
+      ArrowRight: [-1, 0, 0], PageUp: [0, 1, 0], PageDown: [0, -1, 0]}[event.key];
+    if (!move) return;
+    event.preventDefault();
+    slices.moveCrosshairInVox(...move);
+  });
+  show();
+  const bones = new Niivue({...common, show3Dcrosshair: false});
+  await bones.attachToCanvas(by('bones'));
+  for (const mesh of data.meshes)
+    await bones.loadFromArrayBuffer(bytes(mesh.mz3), mesh.name.replaceAll(' ', '_') + '.mz3');
+  bones.setSliceType(4);
+  bones.setRenderAzimuthElevation(180, 10);
+  window.viewers = {slices, bones};
+  document.body.dataset.ready = 'yes';
+}
+start().catch(error => { by('place').textContent = `The viewer did not start: ${error}`; });
+"""
+VIEWS = """<div class="controls">
+<button data-window="-250,1000">Bone</button><button data-window="-160,240">Soft tissue</button>
+<label>from <input id="low" type="range" min="-250" max="1000" value="-250"></label>
+<label>to <input id="high" type="range" min="-200" max="1250" value="1000"></label>
+<output id="window"></output>
+<label>mask <input id="opacity" type="range" min="0" max="1" step="0.05" value="0.5"></label>
+</div><div class="views">
+<div class="view"><canvas id="slices" tabindex="0"
+aria-label="Slices with the mask: scroll, drag, or arrow keys and page up and down"></canvas></div>
+<div class="view"><canvas id="bones" tabindex="0"
+aria-label="The bones in 3D: drag to turn"></canvas></div></div><p id="place" role="status"></p>"""
+
+
+def write_case_page(folder: Path, report: dict[str, Any], data: dict[str, Any] | None) -> None:
+    """Writes view.html into a case's folder.
+
+    Args:
+        report: the case's report.json.
+        data: of `viewer.page_data`; None: the page has no viewer.
+    """
+    viewer = f"<p>{SCRIPTLESS}</p>"
+    if data is not None:
+        text = json.dumps(data).replace("</", "<\\/")
+        viewer = (
+            f'{VIEWS}<script type="application/json" id="data">{text}</script>'
+            f'<script src="../{VIEWER_NAME}"></script><script>{SCRIPT}</script>'
+        )
+    with_reference = any(row.get("outcome") for row in report["scores"])
+    note = "<p>3D: the redder, the farther from the reference, 5 mm and more in full.</p>"
+    body = (
+        f'<p><a href="../{INDEX}">All cases</a></p><h1>{escape(report["case"])}</h1>'
+        f"{_flags(report)}{viewer}{note if with_reference and data else ''}"
+        f"{_structure_table(report)}"
+        '<p><img src="overlay.png" alt="Three planes through the bones with the mask"></p>'
+        '<p><a href="report.json">report.json</a></p>'
+    )
+    _write(folder / CASE_PAGE, report["case"], body)
+
+
+def write_index(output: Path, reports: Sequence[dict[str, Any]], failed: Sequence) -> None:
+    """Writes index.html: failures, then the cases with the most flags first."""
+    names = list(dict.fromkeys(row["name"] for report in reports for row in report["structures"]))
+    head = "".join(f"<th>{escape(name)}, mL</th>" for name in names)
+    rows = "".join(
+        _case_row(report, names) for report in sorted(reports, key=lambda r: -len(r["flags"]))
+    )
+    failures = "".join(
+        f'<li class="flags">{escape(name)}: {escape(reason)}</li>' for name, reason in failed
+    )
+    body = (
+        f"<h1>Pelvic bones in {len(reports)} scans</h1>"
+        f"{f'<h2>Failed</h2><ul>{failures}</ul>' if failures else ''}"
+        f"<table><thead><tr><th>Case</th><th>Flags</th>{head}<th>Mean Dice</th><th>Seconds</th>"
+        f"</tr></thead><tbody>{rows}</tbody></table>"
+        "<p>A volume in brackets is the visible part of a bone that the field of view cuts.</p>"
+    )
+    _write(output / INDEX, "Pelvic bones", body)
+
+
+def write_viewer(output: Path) -> bool:
+    """Puts niivue.js beside the index; False where ipyniivue cannot give it."""
+    script = viewer_script()
+    if script is None:
+        return False
+    with replacing(output / VIEWER_NAME) as temporary:
+        temporary.write_text(script, encoding="utf-8")
+    return True
+
+
+def _case_row(report: dict[str, Any], names: Sequence[str]) -> str:
+    link = f"{report['case']}/{CASE_PAGE}"
+    volumes = {row["name"]: _volume(row) for row in report["structures"]}
+    cells = "".join(f'<td class="n">{volumes.get(name, "")}</td>' for name in names)
+    last = max((row["pass"] for row in report["scores"]), default=0)
+    dice = [row.get("dice") for row in report["scores"] if row["pass"] == last]
+    dice = [value for value in dice if value is not None]
+    mean = f"{sum(dice) / len(dice):.3f}" if dice else ""
+    return (
+        f'<tr><td><a href="{escape(link)}">{escape(report["case"])}</a></td>'
+        f'<td class="flags">{"<br>".join(map(escape, report["flags"]))}</td>{cells}'
+        f'<td class="n">{mean}</td><td class="n">{report["seconds"]:.1f}</td></tr>'
+    )
+
+
+def _structure_table(report: dict[str, Any]) -> str:
+    scores = {row["structure"]: row for row in report["scores"]}
+    columns = ("dice", "hd95_mm", "assd_mm", "nsd_2mm")
+    head = ("Structure", "Status", "mL", "Mean HU", "Confidence", "Passes differ by")
+    head += ("Dice", "HD95 mm", "ASSD mm", "NSD 2 mm")
+    rows = ""
+    for row in report["structures"]:
+        colour = ",".join(map(str, row["colour"]))
+        score = scores.get(row["name"], {})
+        cells = [_volume(row), _number(row["mean_hu"], 0), _number(row["confidence"], 2)]
+        cells += [_number(row["disagreement"], 3)]
+        cells += [_number(score.get(column), 3 if "_mm" not in column else 2) for column in columns]
+        rows += (
+            f'<tr><td><span class="chip" style="background:rgb({colour})"></span>'
+            f"{escape(row['name'])}</td><td>{escape(row['status'])}</td>"
+            + "".join(f'<td class="n">{cell}</td>' for cell in cells)
+            + "</tr>"
+        )
+    titles = "".join(f"<th>{title}</th>" for title in head)
+    return f"<table><thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _volume(row: dict[str, Any]) -> str:
+    if row["volume_ml"] is not None:
+        return _number(row["volume_ml"], 1)
+    return f"({_number(row['visible_ml'], 1)})" if row["visible_ml"] is not None else "missing"
+
+
+def _number(value: float | None, digits: int) -> str:
+    return "" if value is None or value != value else f"{value:.{digits}f}"
+
+
+def _flags(report: dict[str, Any]) -> str:
+    items = "".join(f"<li>{escape(flag)}</li>" for flag in report["flags"])
+    return f'<ul class="flags">{items}</ul>' if items else "<p>No flags.</p>"
+
+
+def _write(path: Path, title: str, body: str) -> None:
+    text = (
+        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
+        f'content="width=device-width"><title>{escape(title)}</title><style>{STYLE}</style></head>'
+        f"<body>{body}<p>Research use only, not for diagnosis.</p></body></html>"
+    )
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")

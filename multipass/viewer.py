@@ -1,0 +1,162 @@
+"""What a case's page shows in NiiVue: the viewer's script and the data, small enough for a file.
+
+NiiVue is not part of this package: its bundle is read from the installed ipyniivue when a page is
+made, and stands beside the pages as niivue.js.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import importlib.util
+import re
+import struct
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import SimpleITK as sitk
+from scipy import ndimage
+from scipy.spatial import cKDTree
+
+from multipass.meshes import mesh_of
+from multipass.structures import Structure
+from multipass.volume import Grid, Volume, floats3, ints3, resample, to_sitk
+
+VIEWER_NAME = "niivue.js"
+MARGIN_MM = 20.0
+# 9 million bytes of CT compress to about 6 MB, with base64 and meshes well below 15 MB a case.
+MAX_VOXELS = 9e6
+MESH_SPACING_MM = 2.0
+SHOWN_HU = (-250.0, 1250.0)
+# NIfTI-1 header: float32 scl_slope and scl_inter.
+SCALE_OFFSET = 112
+# The letters MZ, and the bits for faces, vertices and colours.
+MZ3_MAGIC, MZ3_PARTS = 23117, 7
+# Surfaces that lie this far from the reference are drawn fully in the warning colour.
+FAR_MM = 5.0
+FAR_RGB = (214.0, 39.0, 40.0)
+
+
+def viewer_script() -> str | None:
+    """NiiVue's class as a classic script, which a page opened from a file may load; None where
+    ipyniivue is not installed or its bundle is not as expected.
+
+    The bundle is an ES module that exports a widget; the class is taken from where the widget makes
+    its instance.
+    """
+    spec = importlib.util.find_spec("ipyniivue")
+    if spec is None or spec.origin is None:
+        return None
+    path = Path(spec.origin).parent / "static" / "widget.js"
+    if not path.is_file():
+        return None
+    text = path.read_text(encoding="utf-8")
+    made = re.search(r'"Creating new Niivue instance".{0,120}?=new ([\w$]+)\(', text)
+    export = re.search(r"export\s*\{[^{}]*\};?\s*$", text)
+    if made is None or export is None:
+        return None
+    return f'(() => {{"use strict";{text[: export.start()]};globalThis.Niivue={made[1]};}})();'
+
+
+def page_data(
+    volume: Volume,
+    labels: np.ndarray,
+    structures: Sequence[Structure],
+    reference: np.ndarray | None = None,
+) -> dict:
+    """CT, label map and meshes around the structures, as base64 of NIfTI and MZ3 files.
+
+    Args:
+        volume, labels, reference: on one upright grid.
+    """
+    grid = _page_grid(volume.grid, labels if labels.any() else np.ones_like(labels, subok=False))
+    low, high = SHOWN_HU
+    step = (high - low) / 255
+    hounsfield = resample(volume, grid, outside=low)
+    bytes_ct = np.rint((np.clip(hounsfield, low, high) - low) / step).astype(np.uint8)
+    at = _nearest_indices(grid, volume.grid)
+    shown = labels[at]
+    data = {
+        "ct": _nifti(bytes_ct, grid, step, low),
+        "labels": _nifti(shown, grid, 1.0, 0.0),
+        "meshes": [],
+        "names": [s.name for s in structures],
+        "colours": [list(s.colour) for s in structures],
+    }
+    wanted = reference[at] if reference is not None else None
+    for k, structure in enumerate(structures):
+        mesh = _mesh(shown, wanted, k + 1, grid, structure)
+        if mesh:
+            data["meshes"].append({"name": structure.name, "mz3": mesh})
+    return data
+
+
+def _page_grid(grid: Grid, labels: np.ndarray) -> Grid:
+    """The structures' box and 20 mm, with coarser voxels where there would be too many."""
+    box = ndimage.find_objects((labels > 0).view(np.uint8))[0]
+    margin = [round(MARGIN_MM / s) for s in grid.spacing_mm]
+    start = [max(0, s.start - m) for s, m in zip(box, margin, strict=True)]
+    stop = [min(n, s.stop + m) for s, m, n in zip(box, margin, grid.size, strict=True)]
+    crop = grid.cropped(ints3(start), ints3(np.subtract(stop, start)))
+    low, high = crop.box_mm()
+    spacing = np.asarray(grid.spacing_mm)
+    while np.prod((high - low) / spacing) > MAX_VOXELS:
+        spacing = np.where(
+            spacing < spacing.max(), np.minimum(spacing * 1.1, spacing.max()), spacing
+        )
+        if np.ptp(spacing) < 1e-6:
+            spacing = spacing * 1.05
+    size = np.maximum(1, np.floor((high - low) / spacing)).astype(int)
+    return Grid(ints3(size), floats3(spacing), floats3(low + spacing / 2))
+
+
+def _nearest_indices(target: Grid, source: Grid) -> tuple[np.ndarray, ...]:
+    indices = []
+    for d in range(3):
+        places = target.origin_mm[d] + np.arange(target.size[d]) * target.spacing_mm[d]
+        index = np.rint((places - source.origin_mm[d]) / source.spacing_mm[d]).astype(int)
+        indices.append(np.clip(index, 0, source.size[d] - 1))
+    return np.ix_(*indices)
+
+
+def _nifti(array: np.ndarray, grid: Grid, slope: float, intercept: float) -> str:
+    with TemporaryDirectory(prefix="multipass_") as folder:
+        path = Path(folder) / "image.nii"
+        sitk.WriteImage(to_sitk(Volume(array, grid)), str(path))
+        content = bytearray(path.read_bytes())
+    struct.pack_into("<ff", content, SCALE_OFFSET, slope, intercept)
+    return base64.b64encode(gzip.compress(bytes(content), 6)).decode()
+
+
+def _mesh(
+    labels: np.ndarray, reference: np.ndarray | None, value: int, grid: Grid, structure: Structure
+) -> str:
+    """A coarse mesh as base64 of MZ3, in the structure's colour; with a reference, the redder the
+    farther the surface lies from it. '' where the structure is not found."""
+    steps = [max(1, round(MESH_SPACING_MM / s)) for s in grid.spacing_mm]
+    strides = tuple(slice(None, None, step) for step in steps)
+    coarse = labels[strides]
+    spacing = floats3(np.multiply(steps, grid.spacing_mm))
+    coarse_grid = Grid(ints3(coarse.shape), spacing, grid.origin_mm)
+    points, triangles = mesh_of(coarse, value, coarse_grid)
+    if not len(triangles):
+        return ""
+    colours = np.tile(np.asarray(structure.colour, float), (len(points), 1))
+    if reference is not None:
+        wanted, _ = mesh_of(reference[strides], value, coarse_grid)
+        if len(wanted):
+            distances_mm = cKDTree(wanted).query(points, workers=-1)[0]
+            share = np.clip(distances_mm / FAR_MM, 0, 1)[:, None]
+            colours = colours * (1 - share) + np.asarray(FAR_RGB) * share
+    return base64.b64encode(gzip.compress(_mz3(points, triangles, colours), 6)).decode()
+
+
+def _mz3(points: np.ndarray, triangles: np.ndarray, colours: np.ndarray) -> bytes:
+    """Surf Ice's format: faces, vertices (RAS, as NiiVue wants them) and a colour for each."""
+    head = struct.pack("<HHIII", MZ3_MAGIC, MZ3_PARTS, len(triangles), len(points), 0)
+    rgba = np.full((len(points), 4), 255, np.uint8)
+    rgba[:, :3] = np.rint(colours)
+    places = (points * (-1, -1, 1)).astype("<f4")
+    return head + triangles.astype("<i4").tobytes() + places.tobytes() + rgba.tobytes()

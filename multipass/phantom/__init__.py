@@ -6,7 +6,7 @@
 The five structures are those of `multipass.structures.PELVIS`. The coccyx, the spine and the ribs
 are bone that belongs to no structure, and so is the metal of implants: around a hip prosthesis, hip
 bone and femur are the bone that remains. A scene is worked out once, on lattices of 2 mm (bones, as
-distances) and 3 mm (soft tissue), and both picture and reference are read off it.
+distances) and 3 to 4 mm (soft tissue), and both picture and reference are read off it.
 """
 
 from multipass.phantom.recipe import Recipe, draw_recipe

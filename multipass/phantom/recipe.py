@@ -87,6 +87,7 @@ def draw_recipe(seed: int, index: int, matrix: int = 512, size: str | None = Non
     scan = _draw_scan(rng, tall, scale, matrix)
     recipe = Recipe(
         seed=seed, index=index, sex=sex, scale=scale, matrix=matrix,
+        tissue_mm=3.0 if matrix > 256 else 4.0,
         **scan, **_draw_anatomy(rng, sex), **_draw_extras(rng, tall), **_draw_files(rng),
     )  # fmt: skip
     return small(recipe) if size == "small" else recipe

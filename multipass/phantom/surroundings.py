@@ -42,7 +42,7 @@ def _paint_table(canvas: Canvas, skin: np.ndarray, below: np.ndarray) -> None:
     mat = np.maximum(np.abs(top + 5) - 5, across - TABLE_HALF_MM + 15)
     canvas.fill(np.where(free, mat, 9), rng.uniform(-960, -700))
     canvas.fill(np.where(free, board, 9), rng.uniform(-930, -650))
-    canvas.fill(np.where(free, np.abs(board) - 1, 9), rng.uniform(-500, 300))
+    canvas.fill(np.where(free, np.abs(board) - 2, 9), rng.uniform(-500, 300))
 
 
 def _paint_arms(canvas: Canvas, skin: np.ndarray) -> None:

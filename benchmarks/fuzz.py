@@ -4,8 +4,9 @@
 
 Each case takes a small valid patient and damages one file: flips bits, cuts it off, edits DICOM
 tags. The readers run in a process of their own with bounded memory and time. A case is good if they
-raise ValueError (or OSError) with one sentence, or return what the undamaged input gives. Values of
-pixels may differ: damaged pixels are still pixels, and a slice may have a rescale of its own.
+raise ValueError (or OSError) with one sentence, say in a note what is odd, or return what the
+undamaged input gives: the same grid, structures and labels. Values of pixels may differ: damaged
+pixels are still pixels. A NIfTI's header is all that is known of its grid: there, any grid counts.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import collections
 import multiprocessing
 import resource
+import runpy
 import shutil
 import struct
 import sys
@@ -32,14 +34,17 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from multipass.cases import Case  # noqa: E402
 from multipass.patients import read_patient, write_patient  # noqa: E402
 from multipass.phantom import make_subject  # noqa: E402
 from multipass.phantom.reference import write_segmentation  # noqa: E402
 from multipass.phantom.writer import write_ct  # noqa: E402
 from multipass.prepare import prepare_patient  # noqa: E402
-from multipass.volume import Volume  # noqa: E402
+from multipass.volume import Volume, to_sitk  # noqa: E402
 
-KINDS = ("ct", "seg", "pickle")
+# inference_pipeline/ is a folder of scripts, not a package.
+READ_SCAN = runpy.run_path(str(ROOT / "inference_pipeline" / "processing.py"))["read_scan"]
+KINDS = ("ct", "seg", "pickle", "nifti")
 MEMORY_BYTES = 4 << 30
 TIMEOUT_S = 60
 # The part of labelled voxels that a few flipped bits of a segment's own pixels may change.
@@ -88,6 +93,8 @@ def make_good_inputs(folder: Path) -> Path:
     write_segmentation(patient / "im_3", label, patient / "im_1", slices, subject.recipe)
     content, _ = prepare_patient(patient, patient.parent)
     write_patient(folder / "Patient_01.pkl", content)
+    image = to_sitk(Volume(subject.volume.array[:, :, span], part))
+    sitk.WriteImage(image, str(folder / "scan.nii"))
     return folder
 
 
@@ -115,8 +122,8 @@ def run_case(good: Path, kind: str, seed: tuple[int, int]) -> tuple[str, str]:
 
 
 def choose_target(work: Path, kind: str, generator: np.random.Generator) -> Path:
-    if kind == "pickle":
-        return work / "Patient_01.pkl"
+    if kind in ("pickle", "nifti"):
+        return work / ("Patient_01.pkl" if kind == "pickle" else "scan.nii")
     folder = work / "cohort" / "Patient_01" / ("im_1" if kind == "ct" else "im_3")
     return sorted(folder.iterdir())[int(generator.integers(len(list(folder.iterdir()))))]
 
@@ -141,7 +148,8 @@ def flip_bits(path: Path, generator: np.random.Generator) -> str:
     data = bytearray(path.read_bytes())
     places = []
     for _ in range(int(generator.integers(1, 5))):
-        end = min(len(data), 2048) if generator.random() < 0.8 else len(data)
+        header = 352 if path.suffix == ".nii" else 2048
+        end = min(len(data), header) if generator.random() < 0.8 else len(data)
         place = int(generator.integers(end))
         data[place] ^= 1 << int(generator.integers(8))
         places.append(place)
@@ -235,8 +243,14 @@ def read_in_process(sender, work: Path, good: Path, kind: str) -> None:
     sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
     notes = ""
     try:
+        if kind == "nifti":
+            scan = READ_SCAN(Case("scan", work / "scan.nii"))
+            whole = READ_SCAN(Case("scan", good / "scan.nii"))
+            sender.send(image_verdict(scan.upright, whole.upright))
+            return
         if kind == "pickle":
             content = read_patient(work / "Patient_01.pkl")
+            READ_SCAN(Case("patient", work / "Patient_01.pkl"))
         else:
             cohort = work / "cohort"
             content, facts = prepare_patient(cohort / "Patient_01", cohort)
@@ -248,6 +262,14 @@ def read_in_process(sender, work: Path, good: Path, kind: str) -> None:
         sender.send(("refused" if fine else "FAULT", text[:200]))
     except BaseException as error:
         sender.send(("FAULT", f"{type(error).__name__}: {error}"[:300]))
+
+
+def image_verdict(volume: Volume, good: Volume) -> tuple[str, str]:
+    """Another grid is another image; on the same grid, few voxels may differ."""
+    if volume.grid != good.grid:
+        return "same", f"grid {volume.grid}"
+    changed = np.count_nonzero(volume.array != good.array)
+    return ("FAULT", f"{changed} voxels changed") if changed > 100 else ("same", "")
 
 
 def verdict(content: dict, good: dict, notes: str, kind: str) -> tuple[str, str]:

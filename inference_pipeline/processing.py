@@ -7,6 +7,9 @@ A scan keeps its own grid, whatever its orientation; the passes run on its uprig
 
 from __future__ import annotations
 
+import gzip
+import math
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -32,6 +35,7 @@ from multipass.volume import (
 )
 
 SLAB = 16
+CHUNK_BYTES = 1 << 22
 # Below -300 HU, so that the body is told from air, and 0 in the image's range like the original.
 PATIENT_FILE_AIR_HU = -1000.0
 
@@ -43,7 +47,8 @@ class Scan:
     Attributes:
         grid: as stored.
         upright: HU in LPS axis order: the same voxels, or resampled where the scan is oblique.
-        slices: the DICOM slices along the third axis of `grid`, () for other formats.
+        slices: the DICOM slices in the order of the third axis, () for other formats.
+        tilted: the CT, where its gantry was tilted: `grid` is then upright and resampled.
         notes: what a person should know of this scan.
     """
 
@@ -51,6 +56,7 @@ class Scan:
     upright: Volume
     slices: tuple[series.Slice, ...] = ()
     notes: tuple[str, ...] = ()
+    tilted: ct.CT | None = None
 
     @property
     def is_oblique(self) -> bool:
@@ -65,16 +71,17 @@ def read_scan(case: Case) -> Scan:
     """
     if case.series is not None:
         scan = ct.read_ct(case.series)
-        slices = () if scan.is_tilted else scan.slices
-        return Scan(scan.volume.grid, upright(scan.volume), slices, scan.notes)
+        tilted = scan if scan.is_tilted else None
+        return Scan(scan.volume.grid, upright(scan.volume), scan.slices, scan.notes, tilted)
     if case.path.suffix.lower() == ".pkl":
         return _scan_of_patient(patients.read_patient(case.path))
-    volume = _read_image(case.path)
-    return Scan(volume.grid, upright(volume))
+    volume, notes = _read_image(case.path)
+    return Scan(volume.grid, upright(volume), notes=notes)
 
 
-def _read_image(path: Path) -> Volume:
+def _read_image(path: Path) -> tuple[Volume, tuple[str, ...]]:
     try:
+        _check_whole(path)
         image = sitk.ReadImage(str(path))
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[-1]
@@ -91,7 +98,31 @@ def _read_image(path: Path) -> Volume:
         if not np.isfinite(array).all():
             raise ValueError(f"{path.name}: holds values that are not numbers")
         array = np.rint(array)
-    return Volume(np.clip(array, AIR_HU, ct.MAX_HU).astype(np.int16), volume.grid)
+    hounsfield = np.clip(array, AIR_HU, ct.MAX_HU).astype(np.int16)
+    keys = ("qform_code", "sform_code")
+    codes = [image.GetMetaData(key) for key in keys if image.HasMetaDataKey(key)]
+    notes = ("this file does not say which side is left",) if codes and set(codes) == {"0"} else ()
+    return Volume(hounsfield, volume.grid), notes
+
+
+def _check_whole(path: Path) -> None:
+    """Raise ValueError for a NIfTI file that was cut off: ITK reads what is missing as zeros."""
+    if not path.name.lower().endswith((".nii", ".nii.gz")):
+        return
+    reader = sitk.ImageFileReader()
+    reader.SetFileName(str(path))
+    reader.ReadImageInformation()
+    itemsize = int(reader.GetMetaData("bitpix")) // 8
+    wanted = int(float(reader.GetMetaData("vox_offset"))) + itemsize * math.prod(reader.GetSize())
+    length = path.stat().st_size
+    if path.name.lower().endswith(".gz"):
+        try:
+            with gzip.open(path) as file:
+                length = sum(len(chunk) for chunk in iter(lambda: file.read(CHUNK_BYTES), b""))
+        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise ValueError(f"{path.name}: damaged, {error}") from None
+    if length < wanted:
+        raise ValueError(f"{path.name}: cut off, {length} bytes of {wanted}")
 
 
 def _scan_of_patient(patient: dict) -> Scan:

@@ -16,6 +16,7 @@ from pydicom.dataset import Dataset
 from scipy import ndimage
 
 from multipass.ct import CT
+from multipass.series import read_dicom
 from multipass.volume import Grid, Volume, axis_order, from_sitk, ints3
 from multipass.volume import upright as to_upright
 
@@ -65,7 +66,7 @@ def _complaint(printed: str) -> str:
 def read_segments(path: Path, tilted: CT | None) -> list[tuple[dict, Volume]]:
     """The file's segments: attributes and mask (bool, or float32 in [0, 1] if FRACTIONAL), each
     cropped to its bounding box, on the SEG's own grid, in LPS order unless that is oblique."""
-    header = pydicom.dcmread(path, stop_before_pixels=True)
+    header = read_dicom(path)
     maximum = _fractional_maximum(header)
     converted = []
     with tempfile.TemporaryDirectory(prefix="multipass_") as folder:

@@ -151,12 +151,20 @@ def read_header(path: Path) -> Dataset:
     Raises:
         ValueError: the file is not DICOM or its header is damaged.
     """
+    header = read_dicom(path, specific_tags=_HEADER_TAGS)
+    if header.get("SOPClassUID") in MULTIFRAME_CT:
+        header = read_dicom(path, specific_tags=[*_HEADER_TAGS, *_MULTIFRAME_TAGS])
+    return header
+
+
+def read_dicom(path: Path, **options) -> Dataset:
+    """`pydicom.dcmread` without pixels, with one kind of error.
+
+    Raises:
+        ValueError: the file is not DICOM or its header is damaged.
+    """
     try:
-        header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=_HEADER_TAGS)
-        if header.get("SOPClassUID") in MULTIFRAME_CT:
-            tags = [*_HEADER_TAGS, *_MULTIFRAME_TAGS]
-            header = pydicom.dcmread(path, stop_before_pixels=True, specific_tags=tags)
-        return header
+        return pydicom.dcmread(path, stop_before_pixels=True, **options)
     except InvalidDicomError:
         raise ValueError("not a DICOM file") from None
     except Exception as error:  # pydicom raises many kinds on damaged files

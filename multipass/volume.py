@@ -17,6 +17,8 @@ AIR_HU = -1024
 AXIS_TOLERANCE = 1e-4
 # Slices of a slab that is converted to float32 at a time: 16 x 512 x 512 x 4 bytes = 16 MiB.
 SLAB_SLICES = 16
+# 4 GB of int16; a whole body at 0.7 mm has 0.6e9.
+MAX_VOXELS = 2e9
 # float32 sums of weights.
 ROUNDING = 1e-4
 
@@ -144,7 +146,9 @@ def _grid_around(grid: Grid) -> Grid:
     steps = grid.matrix * np.asarray(grid.spacing_mm)
     spacing = np.abs(steps).max(axis=1)
     low, high = grid.box_mm()
-    size = np.ceil((high - low) / spacing - 1e-6).astype(int)
+    size = np.ceil((high - low) / spacing - 1e-6)
+    if not size.prod() <= MAX_VOXELS:
+        raise ValueError(f"an upright grid around this oblique scan has {size.prod():.2g} voxels")
     origin = (low + high) / 2 - (size - 1) / 2 * spacing
     return Grid(ints3(size), floats3(spacing), floats3(origin))
 

@@ -186,10 +186,11 @@ def segment_case(
         flags = [*scan.notes, *findings.flags_of(structures, model.structures, results)]
     with stages.stage("scores"):
         volumes_ml = [row["visible_ml"] for row in structures]
-        scored = score(case, scan.grid, labels, results, model.structures, volumes_ml)
+        compared = case, scan.grid, labels, results, model.structures, volumes_ml
+        scored = score(*compared, scan.tilted)
     done = Segmented(
         case.name, scan.upright, labels, scan.grid, mask, scan.slices, model.structures,
-        results[-1], scored.reference, flags,
+        results[-1], scored.reference, flags, scan.tilted is not None,
     )  # fmt: skip
     with output.case_folder(options.output, case.name) as folder:
         meshes = "" if options.meshes == "none" else options.meshes

@@ -29,9 +29,10 @@ class Segmented:
     Attributes:
         upright, labels: the CT and its label map on the upright grid.
         grid, mask: the scan's own grid, and the label map on it.
-        slices: the DICOM slices along the grid's third axis; () if there is no source to refer to.
+        slices: the DICOM slices in the order of the grid's third axis; () for other formats.
         result: of the last pass.
         reference: a label map on the upright grid.
+        is_tilted: the scan was resampled to `grid`, and its slices lie askew in it.
     """
 
     title: str
@@ -44,6 +45,7 @@ class Segmented:
     result: PassResult
     reference: np.ndarray | None
     flags: Sequence[str]
+    is_tilted: bool = False
 
 
 def write_products(
@@ -73,6 +75,10 @@ def write_products(
                 write_seg(folder / "seg.dcm", case.mask, case.grid, case.slices, case.structures)
         else:
             notes.append("no seg.dcm, since the mask is empty")
+    if case.is_tilted:
+        with stages.stage("ct.nii.gz"):
+            sitk.WriteImage(to_sitk(case.upright), str(folder / "ct.nii.gz"), useCompression=True)
+        notes.append("tilted gantry: mask and SEG lie on the upright grid of ct.nii.gz beside them")
     if probabilities:
         with stages.stage("probabilities"):
             write_probabilities(folder, case.result)

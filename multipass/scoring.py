@@ -11,6 +11,7 @@ import SimpleITK as sitk
 from scipy import ndimage
 
 from multipass.cases import Case
+from multipass.ct import CT
 from multipass.maps import PassResult, native_labels
 from multipass.metrics import compare
 from multipass.segmentation import read_reference as read_seg
@@ -38,6 +39,7 @@ def score(
     results: Sequence[PassResult],
     structures: Sequence[Structure],
     volumes_ml: Sequence[float | None],
+    tilted: CT | None = None,
 ) -> Scored:
     """With a reference, the scores of the first and the last pass; else the last pass's volumes.
 
@@ -45,10 +47,11 @@ def score(
         grid: the scan's own.
         labels: of the last pass, on the upright grid.
         volumes_ml: of the structures in `labels`.
+        tilted: the CT, where its gantry was tilted.
     """
     problem = None
     try:
-        found = read_reference(case, grid, structures)
+        found = read_reference(case, grid, structures, tilted)
     except (ValueError, OSError, RuntimeError) as error:
         found = None
         problem = "its reference was not used: " + " ".join(str(error).split())[:300]
@@ -68,7 +71,7 @@ def score(
 
 
 def read_reference(
-    case: Case, grid: Grid, structures: Sequence[Structure]
+    case: Case, grid: Grid, structures: Sequence[Structure], tilted: CT | None = None
 ) -> tuple[np.ndarray, list[str]] | None:
     """The reference's label map on the scan's upright grid in the model's order, and each
     structure's status; None where no reference lies beside the scan.
@@ -77,7 +80,7 @@ def read_reference(
         ValueError: the reference cannot be read or does not fit.
     """
     if case.seg:
-        found = read_seg(case.seg, upright_grid(grid))
+        found = read_seg(case.seg, upright_grid(grid), tilted=tilted)
         values = {segment.structure.key: 1 + k for k, segment in enumerate(found.segments)}
         statuses = {segment.structure.key: segment.status for segment in found.segments}
         lookup = np.zeros(len(found.segments) + 1, np.uint8)

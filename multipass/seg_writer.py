@@ -22,8 +22,8 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from multipass import __version__
+from multipass.dcmqi import run_dcmqi
 from multipass.patients import replacing
-from multipass.segmentation import run_dcmqi
 from multipass.series import Slice
 from multipass.structures import CATEGORY, SIDES, Structure
 from multipass.volume import Grid, Volume, to_sitk
@@ -41,12 +41,14 @@ def write_seg(
     grid: Grid,
     slices: Sequence[Slice],
     structures: Sequence[Structure],
+    is_tilted: bool = False,
 ) -> None:
     """Writes the mask as a DICOM SEG that refers to its source slices, and reads it back.
 
     Args:
         mask: (X, Y, Z) on the scan's own grid, 1 + k for structures[k]; not empty.
         slices: along the grid's third axis.
+        is_tilted: the slices lie askew in the grid, so that frames cannot refer to single ones.
 
     Raises:
         ValueError: dcmqi failed, or its file does not hold this mask and these references.
@@ -66,6 +68,8 @@ def write_seg(
         arguments = ["--inputImageList", str(folder / "mask.nrrd")]
         arguments += ["--inputDICOMDirectory", str(sources)]
         arguments += ["--inputMetadata", str(folder / "meta.json")]
+        if is_tilted:
+            arguments += ["--referencesGeometryCheck", "0"]
         run_dcmqi("itkimage2segimage", *arguments, "--outputDICOM", str(folder / "seg.dcm"))
         if not (folder / "seg.dcm").exists():
             raise ValueError("dcmqi's itkimage2segimage wrote no file")
@@ -73,7 +77,7 @@ def write_seg(
     _settle(dataset)
     with replacing(path) as temporary:
         dataset.save_as(temporary)
-        check_seg(pydicom.dcmread(temporary), mask, grid, slices, structures)
+        check_seg(pydicom.dcmread(temporary), mask, grid, () if is_tilted else slices, structures)
 
 
 def check_seg(
@@ -83,7 +87,7 @@ def check_seg(
     slices: Sequence[Slice],
     structures: Sequence[Structure],
 ) -> None:
-    """Compares a SEG with the mask, frame by frame, and its references with the slices.
+    """Compares a SEG with the mask, frame by frame, and its references with the slices, if any.
 
     Raises:
         ValueError: they differ.
@@ -102,7 +106,7 @@ def check_seg(
         k = _slice_index(frame, grid)
         if not np.array_equal(pixels.T > 0, mask[:, :, k] == value):
             raise ValueError(f"seg.dcm: {structures[value - 1].name} differs in slice {k}")
-        if uids[k] not in _source_uids(frame):
+        if uids and uids[k] not in _source_uids(frame):
             raise ValueError(f"seg.dcm: slice {k} does not refer to its source image")
         written[value] += int(np.count_nonzero(pixels))
     if written != expected or int(np.count_nonzero(mask)) != sum(expected.values()):

@@ -53,12 +53,13 @@ def run_dcmqi(name: str, *arguments: str) -> str:
         raise ValueError(f"dcmqi's {name} did not end within {DCMQI_TIMEOUT_S} s") from None
     printed = done.stdout + done.stderr
     if done.returncode != 0:
-        reason = _complaint(printed) or f"exit code {done.returncode}"
+        reason = complaint(printed) or f"exit code {done.returncode}"
         raise ValueError(f"dcmqi's {name} refused the file: {reason}")
     return printed
 
 
-def _complaint(printed: str) -> str:
+def complaint(printed: str) -> str:
+    """The last error that a command printed, or ''."""
     lines = [line for line in printed.splitlines() if "rror" in line.lower() or "FATAL" in line]
     return lines[-1].strip() if lines else ""
 
@@ -81,7 +82,7 @@ def read_segments(path: Path, tilted: CT | None) -> list[tuple[dict, Volume]]:
         for number, group in enumerate(groups.get("segmentAttributes", []), 1):
             image_path = Path(folder) / f"seg-{number}.nrrd"
             if not image_path.exists():
-                raise ValueError(f"{path.name}: dcmqi wrote no image: {_complaint(printed)}")
+                raise ValueError(f"{path.name}: dcmqi wrote no image: {complaint(printed)}")
             image = from_sitk(sitk.ReadImage(str(image_path)))
             if tilted is None:
                 _check_frames(header, image.grid)

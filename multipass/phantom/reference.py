@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
-import subprocess
-import sys
 import tempfile
 from pathlib import Path
 
@@ -15,6 +12,7 @@ import SimpleITK as sitk
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
+from multipass.dcmqi import complaint, run_dcmqi
 from multipass.phantom.recipe import Recipe
 from multipass.structures import CATEGORY, PELVIS, SIDES, Structure
 from multipass.volume import Grid, Volume, floats3, to_sitk
@@ -44,7 +42,11 @@ def write_segmentation(
         mask, table = Path(scratch) / "mask.nrrd", Path(scratch) / "segments.json"
         sitk.WriteImage(image, mask, useCompression=False)
         table.write_text(json.dumps(_table([PELVIS[value - 1] for value in order])))
-        _run(mask, table, ct_dir, path)
+        arguments = ["--skip", "1", "--inputImageList", str(mask)]
+        arguments += ["--inputDICOMDirectory", str(ct_dir), "--inputMetadata", str(table)]
+        printed = run_dcmqi("itkimage2segimage", *arguments, "--outputDICOM", str(path))
+        if not path.exists():
+            raise ValueError(f"dcmqi wrote no segmentation: {complaint(printed)}")
     dataset = pydicom.dcmread(path)
     _settle(dataset, recipe)
     dataset.save_as(path, enforce_file_format=True)
@@ -60,21 +62,6 @@ def _right_handed(volume: Volume) -> Volume:
     origin = floats3(grid.affine[:3, 3] + (grid.size[2] - 1) * grid.affine[:3, 2])
     turned = Grid(grid.size, grid.spacing_mm, origin, tuple(float(v) for v in matrix.ravel()))
     return Volume(volume.array[:, :, ::-1], turned)
-
-
-def _run(mask: Path, table: Path, ct_dir: Path, path: Path) -> None:
-    beside = Path(sys.executable).parent
-    tool = shutil.which("itkimage2segimage", path=str(beside)) or shutil.which("itkimage2segimage")
-    if tool is None:
-        raise ValueError("itkimage2segimage not found: pip install dcmqi")
-    command = [
-        tool, "--skip", "1", "--inputImageList", str(mask), "--inputDICOMDirectory", str(ct_dir),
-        "--inputMetadata", str(table), "--outputDICOM", str(path),
-    ]  # fmt: skip
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode or not path.exists():
-        lines = (result.stderr + result.stdout).strip().splitlines()
-        raise ValueError(f"itkimage2segimage failed: {lines[-1] if lines else result.returncode}")
 
 
 def _code(scheme: str, value: str, meaning: str) -> dict:

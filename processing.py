@@ -58,7 +58,7 @@ class Options:
     jobs: int = field(default_factory=lambda: min(os.cpu_count() or 1, 8))
     """Patients processed at the same time; each takes up to 1.5 GB of memory."""
     series: str | None = None
-    """SeriesInstanceUID of the CT to take, instead of the one chosen by the rules."""
+    """SeriesInstanceUID of the CT to take where a patient has it, whatever the rules say."""
     structures: Path | None = None
     """JSON file of a site's own segment names, see README.md."""
     cluster: str | None = None
@@ -87,10 +87,13 @@ def main(options: Options) -> int:
         print(f"{len(done)} patients in {dataset} ({dataset.stat().st_size / 1e6:.0f} MB)")
     else:
         (options.output / DATASET_NAME).unlink(missing_ok=True)
+    unused = bool(options.series) and options.series not in {r.get("series_uid") for r in rows}
+    if unused:
+        print(f"No patient has a usable CT series {options.series}.", file=sys.stderr)
     for row in failed:
         print(f"Not processed: {row['patient']}: {row['reason']}", file=sys.stderr)
     print(f"Processed {len(done)} of {len(rows)} patients.")
-    return 1 if failed else 0
+    return 1 if failed or unused else 0
 
 
 def patient_folders(root: Path) -> list[Path]:

@@ -101,8 +101,10 @@ def _read_image(path: Path) -> tuple[Volume, tuple[str, ...]]:
     hounsfield = np.clip(array, AIR_HU, ct.MAX_HU).astype(np.int16)
     keys = ("qform_code", "sform_code")
     codes = [image.GetMetaData(key) for key in keys if image.HasMetaDataKey(key)]
-    notes = ("this file does not say which side is left",) if codes and set(codes) == {"0"} else ()
-    return Volume(hounsfield, volume.grid), notes
+    notes = ct.implausible(hounsfield)
+    if codes and set(codes) == {"0"}:
+        notes.append("this file does not say which side is left")
+    return Volume(hounsfield, volume.grid), tuple(notes)
 
 
 def _check_whole(path: Path) -> None:

@@ -71,7 +71,7 @@ def read_ct(series: Series) -> CT:
     array = _pixels(slices)
     if len({(s.slope, s.intercept) for s in slices}) > 1:
         notes.append("rescale slope and intercept differ between slices")
-    notes += _implausible(array)
+    notes += implausible(array)
     stack = _stack(slices, lattice)
     tilt = _tilt_degrees(lattice, len(slices))
     if tilt:
@@ -318,7 +318,7 @@ def _to_hounsfield(
     return result
 
 
-def _implausible(array: np.ndarray) -> list[str]:
+def implausible(array: np.ndarray) -> list[str]:
     """Flags for values that are no HU: a CT of a body has air around or in it, and soft tissue."""
     sample = array[::8, ::8, ::2]
     low, high = int(sample.min()), int(sample.max())

@@ -306,20 +306,16 @@ def choose(
 ) -> tuple[Series, list[tuple[Series, str]]]:
     """Choose one CT series, and say of each other why not.
 
-    In this order: the one asked for; the one that the SEG refers to; originals before derived and
+    In this order: the one asked for, where it is here; the one that the SEG refers to; originals before derived and
     secondary images; axial before other planes; most slices; lowest series number, then UID.
 
     Raises:
         ValueError: no series qualifies.
     """
-    if wanted_uid is not None:
-        candidates = [s for s in found.ct if s.uid == wanted_uid and not _unfit(s)]
-        if not candidates:
-            raise ValueError(f"no CT series with UID {wanted_uid} here")
-    else:
-        candidates = [s for s in found.ct if not _unfit(s)]
-        if not candidates:
-            raise ValueError(_nothing_fits(found))
+    candidates = [s for s in found.ct if not _unfit(s)]
+    if not candidates:
+        raise ValueError(_nothing_fits(found))
+    candidates = [s for s in candidates if s.uid == wanted_uid] or candidates
     chosen = min(candidates, key=lambda s: _rank(s, referred_uid))
     return chosen, [
         (s, _unfit(s) or _why_not(s, chosen, referred_uid)) for s in found.ct if s is not chosen
@@ -347,7 +343,7 @@ def _rank(series: Series, referred_uid: str) -> tuple:
 
 
 def _why_not(series: Series, chosen: Series, referred_uid: str) -> str:
-    if chosen.uid == referred_uid:
+    if chosen.uid == referred_uid != series.uid:
         return "the segmentation refers to another series"
     if not series.is_original and chosen.is_original:
         return "derived"

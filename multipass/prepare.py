@@ -51,7 +51,7 @@ def prepare_patient(
         raise ValueError(f"no DICOM SEG in {_where(folder, SEG_FOLDER)}")
     referred = {header.series_uid for header in found.seg} - {""}
     series, others = choose(found, series_uid, min(referred, default=""))
-    headers, notes = _fitting(found.seg, series)
+    headers, notes = _fitting(found.seg, series, series.uid == series_uid)
     ct = read_ct(series)
     volume = upright(ct.volume)
     reference = read_reference(headers, volume.grid, rules, ct if ct.is_tilted else None)
@@ -79,15 +79,18 @@ def _where(folder: Path, part: str) -> str:
     return f"{folder.name}/{part}" if (folder / CT_FOLDER).is_dir() else folder.name
 
 
-def _fitting(headers: list[SegHeader], series: Series) -> tuple[list[SegHeader], list[str]]:
-    """The SEG files that belong to the series, and a note for each that does not.
+def _fitting(
+    headers: list[SegHeader], series: Series, asked_for: bool
+) -> tuple[list[SegHeader], list[str]]:
+    """The SEG files that belong to the series, and a note for each that does not. Where a person
+    asked for the series, a SEG of the same frame of reference will do.
 
     Raises:
         ValueError: none does.
     """
     fitting, notes = [], []
     for header in headers:
-        same_series = header.series_uid in ("", series.uid)
+        same_series = asked_for or header.series_uid in ("", series.uid)
         frame = header.frame_of_reference_uid
         same_frame = not frame or frame == series.frame_of_reference_uid
         if same_frame and same_series:

@@ -306,8 +306,9 @@ def choose(
 ) -> tuple[Series, list[tuple[Series, str]]]:
     """Choose one CT series, and say of each other why not.
 
-    In this order: the one asked for, where it is here; the one that the SEG refers to; originals before derived and
-    secondary images; axial before other planes; most slices; lowest series number, then UID.
+    In this order: the one asked for, where it is here; the one that the SEG refers to; originals
+    before derived and secondary images; axial before other planes; most slices; lowest series
+    number, then UID.
 
     Raises:
         ValueError: no series qualifies.

@@ -288,14 +288,20 @@ def test_other_series_in_the_folder_are_left_out_with_reasons(patient, subject):
     localizer.SeriesInstanceUID = "1.2.3.4"
     localizer.save_as(patient / "im_1" / "scout.dcm")
     derived = replace(subject.recipe, index=7)
+    frame = localizer.FrameOfReferenceUID
     reformat = oriented(subject.volume, (0, 2, 1), (1, 1, -1))
     for path in write_ct(patient / "im_1" / "reformat", reformat, derived):
-        edit(path, ImageType=["DERIVED", "SECONDARY", "REFORMATTED"])
+        edit(path, ImageType=["DERIVED", "SECONDARY", "REFORMATTED"], FrameOfReferenceUID=frame)
     (patient / "im_1" / "notes.txt").write_text("not DICOM")
     result, facts = prepare_patient(patient, patient.parent)
     assert "a localizer" in facts["notes"]
     assert "another series" in facts["notes"]
     assert result["source"]["size"] == list(subject.volume.grid.size)
+    uid = next(s.uid for s in find(patient).ct if not s.is_original)
+    forced, facts = prepare_patient(patient, patient.parent, series_uid=uid)
+    assert forced["source"]["series_uid"] == facts["series_uid"] == uid
+    moved = np.abs(forced["scan"]["label"] != result["scan"]["label"]).mean()
+    assert moved < 0.01
     for seg in (patient / "im_3").iterdir():
         edit(seg, ReferencedSeriesSequence=None)
     _, facts = prepare_patient(patient, patient.parent)

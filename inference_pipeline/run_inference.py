@@ -132,7 +132,7 @@ def introduction(path: Path, model: checkpoint.Model) -> str:
         description = trained_on.get("description", "")
         count = trained_on.get("patients", "an unknown number of")
         trained_on = f"{count} patients" + (f" ({description})" if description else "")
-    when = str(model.info.get("date") or "an unknown day")[:10]
+    when = str(model.info.get("date") or "")[:10] or "on an unknown day"
     line = f"Network {path}, SHA-256 {model.sha256}, trained on {trained_on}, {when}."
     if OWN_MODEL.is_file() and checkpoint.file_sha256(OWN_MODEL) != model.sha256:
         line += f" A network you trained lies at {OWN_MODEL}: pass --model or copy it."

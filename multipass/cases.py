@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from multipass import series
+from multipass import series as dicom
 from multipass.patients import DATASET_NAME
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -44,8 +44,8 @@ class Case:
 
     name: str
     path: Path
-    series: series.Series | None = None
-    seg: tuple[series.SegHeader, ...] = ()
+    series: dicom.Series | None = None
+    seg: tuple[dicom.SegHeader, ...] = ()
     reference_path: Path | None = None
 
     @property
@@ -90,8 +90,14 @@ def find_cases(root: Path, stack: ExitStack) -> Found:
 
 
 def _files_below(root: Path) -> list[Path]:
-    files = []
-    for folder, folders, names in os.walk(root):
+    """Files that are not hidden, in order; links to folders are followed once."""
+    files: list[Path] = []
+    visited: set[str] = set()
+    for folder, folders, names in os.walk(root, followlinks=True):
+        if os.path.realpath(folder) in visited:
+            folders.clear()
+            continue
+        visited.add(os.path.realpath(folder))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         files += [Path(folder) / name for name in sorted(names) if not name.startswith(".")]
     return files
@@ -120,11 +126,11 @@ def _units(root: Path, files: Sequence[Path]) -> Iterator[tuple[Path, list[Path]
 
 def _add_dicom(unit: Path, members: list[Path], found: Found) -> None:
     if (unit / CT_FOLDER).is_dir():
-        held = series.find([unit / name for name in (CT_FOLDER, SEG_FOLDER)])
+        held = dicom.find([unit / name for name in (CT_FOLDER, SEG_FOLDER)])
         held.ct = [s for s in held.ct if s.slices and CT_FOLDER in s.slices[0].path.parts]
     else:
-        held = series.find(unit) if unit.is_dir() else _one_file(unit)
-    fit = [s for s in held.ct if len(s.slices) >= series.MIN_SLICES and not _is_localizer(s)]
+        held = dicom.find(unit) if unit.is_dir() else _one_file(unit)
+    fit = [s for s in held.ct if len(s.slices) >= dicom.MIN_SLICES and not _is_localizer(s)]
     if not fit:
         if not held.seg or held.ct:
             found.refused.append((unit.name, _why_none(held)))
@@ -137,19 +143,19 @@ def _add_dicom(unit: Path, members: list[Path], found: Found) -> None:
         found.cases.append(Case(name, unit, series=one, seg=seg))
 
 
-def _is_localizer(one: series.Series) -> bool:
+def _is_localizer(one: dicom.Series) -> bool:
     return "LOCALIZER" in one.image_type
 
 
-def _why_none(held: series.Found) -> str:
+def _why_none(held: dicom.Found) -> str:
     try:
-        series.choose(held)
+        dicom.choose(held)
     except ValueError as error:
         return str(error)
     raise AssertionError("a folder without a fit series has a reason")
 
 
-def _name_of(one: series.Series, unit: Path) -> str:
+def _name_of(one: dicom.Series, unit: Path) -> str:
     """The unit's name and the path of the series' folder below it."""
     folder = Path(os.path.commonpath([piece.path.parent for piece in one.slices]))
     below = folder.relative_to(unit).parts if folder != unit and unit in folder.parents else ()
@@ -157,18 +163,18 @@ def _name_of(one: series.Series, unit: Path) -> str:
     return "_".join([start.resolve().name, *(p for p in below if p != CT_FOLDER)])
 
 
-def _one_file(path: Path) -> series.Found:
+def _one_file(path: Path) -> dicom.Found:
     """A single DICOM file, for multi-frame CT."""
     with TemporaryDirectory(prefix="multipass_") as folder:
         os.link(path, Path(folder) / "image.dcm")
-        held = series.find(Path(folder))
+        held = dicom.find(Path(folder))
     held.ct = [
         replace(s, slices=tuple(replace(piece, path=path) for piece in s.slices)) for s in held.ct
     ]
     return held
 
 
-def _belongs(header: series.SegHeader, one: series.Series, fit: Sequence[series.Series]) -> bool:
+def _belongs(header: dicom.SegHeader, one: dicom.Series, fit: Sequence[dicom.Series]) -> bool:
     if any(s.uid == header.series_uid for s in fit):
         return header.series_uid == one.uid
     return len(fit) == 1

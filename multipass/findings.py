@@ -113,10 +113,11 @@ def count_parts(result: PassResult, count: int) -> list[int]:
 
 def _seen_through(result: PassResult, window: Grid) -> np.ndarray:
     x, y, zs = shared_rows(result.windows, window.box_mm(), window.size)
-    return sum(
+    parts = [
         apply_rows(torch.as_tensor(p)[None], [x[None], y[None], z[None]])[0].numpy()
         for p, z in zip(result.probabilities, zs, strict=True)
-    )
+    ]
+    return np.sum(parts, axis=0)
 
 
 def _inside(

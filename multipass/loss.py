@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from monai.losses import DiceLoss
 
 EMPTY_VOXELS = 1.0  # less of a structure than this in a window has no Dice worth teaching
+LEAST_DICE = 1e-3  # bounds the logarithm
 UNSEEN_LOGIT = -1e4  # finite, as -inf times a zero target is not a number
 
 # soft_label: the Dice semimetric whose minimum is the fractions themselves (Wang et al. 2023);
@@ -36,7 +37,11 @@ def _merge_unknown(logits, target, known):
 
 
 def soft_loss(logits: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    """Mean of soft Dice loss and cross-entropy, summed.
+    """Cross-entropy plus the mean of -log(soft Dice).
+
+    The logarithm (Wong et al. 2018) weighs a structure's gradient by 1 / Dice: one that is hardly
+    found yet gets most of it. With 1 - Dice, and bones of 1 to 2 % of a window, training first
+    learns to say "background" and stays there for long.
 
     Args:
         logits: (N, 1 + K, X, Y, Z).
@@ -53,6 +58,7 @@ def soft_loss(logits: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -
     dice_loss = _soft_dice(torch.softmax(logits, 1), target).flatten(1)
     counted = known & (target[:, 1:].sum((2, 3, 4)) > EMPTY_VOXELS)
     # Mean by sample, not over the batch: the split of a batch over processes changes nothing.
+    dice_loss = -torch.log((1 - dice_loss).clamp(min=LEAST_DICE))
     by_sample = (dice_loss * counted).sum(1) / counted.sum(1).clamp(min=1)
     return cross_entropy + by_sample.mean()
 

@@ -58,7 +58,9 @@ def surface_net(field: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         for corner in corners:
             np.add.at(total, tuple(corner.T), crossing)
             np.add.at(count, tuple(corner.T), 1)
-        quads.append(np.stack([np.ravel_multi_index(corner.T, cells) for corner in corners], 1))
+        quads.append(
+            np.stack([np.ravel_multi_index(tuple(corner.T), cells) for corner in corners], 1)
+        )
         outward.append(inside[low][at])
     used = np.flatnonzero(count)
     number = np.zeros(count.size, np.int64)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -37,4 +38,5 @@ class Mirrored(torch.nn.Module):
 
 def with_mirroring(model: Model) -> Model:
     """The model with test-time mirroring; passes take twice as long."""
-    return replace(model, network=Mirrored(model.network, model.structures).eval())
+    mirrored: Any = Mirrored(model.network, model.structures).eval()
+    return replace(model, network=mirrored)

@@ -14,8 +14,6 @@ STEM = 2  # the backbone works on 64x64x36: a window has more voxels than a bone
 BLOCK = STEM**3
 # 36 = 4 x 9: the third halving leaves z alone.
 STRIDES = (1, 2, 2, (2, 2, 1))
-# A new network says "background, 60 %" everywhere: the first steps need not teach it that.
-FIRST_BACKGROUND, FIRST_STD = 2.0, 0.01
 
 
 class MultiPassUNet(nn.Module):
@@ -38,10 +36,6 @@ class MultiPassUNet(nn.Module):
             upsample_kernel_size=STRIDES[1:],
             filters=self.filters,
         )
-        last = self.backbone.output_block.conv.conv
-        nn.init.normal_(last.weight, std=FIRST_STD)
-        nn.init.zeros_(last.bias)
-        nn.init.constant_(last.bias[:BLOCK], FIRST_BACKGROUND)
 
     @property
     def config(self) -> dict:

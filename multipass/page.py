@@ -173,8 +173,8 @@ def _case_row(report: dict[str, Any], names: Sequence[str]) -> str:
 def _structure_table(report: dict[str, Any]) -> str:
     scores = {row["structure"]: row for row in report["scores"]}
     columns = ("dice", "hd95_mm", "assd_mm", "nsd_2mm")
-    head = ("Structure", "Status", "mL", "Mean HU", "Confidence", "Passes differ by")
-    head += ("Dice", "HD95 mm", "ASSD mm", "NSD 2 mm")
+    head = ["Structure", "Status", "mL", "Mean HU", "Confidence", "Passes differ by"]
+    head += ["Dice", "HD95 mm", "ASSD mm", "NSD 2 mm"]
     rows = ""
     for row in report["structures"]:
         colour = ",".join(map(str, row["colour"]))

@@ -57,14 +57,15 @@ def score(
         problem = "its reference was not used: " + " ".join(str(error).split())[:300]
     names = [structure.name for structure in structures]
     target, last = upright_grid(grid), len(results)
-    rows = []
+    rows: list[dict[str, Any]] = []
     if found is None:
         for name, volume_ml in zip(names, volumes_ml, strict=True):
             rows.append({"pass": last, "structure": name, "volume_ml": volume_ml})
-    for number in sorted({1, last}) if found is not None else []:
-        compared = labels if number == last else native_labels(results[0], target)
-        for row in compare(compared, found[0], target.spacing_mm, names, found[1]):
-            rows.append({"pass": number, **row})
+    else:
+        for number in sorted({1, last}):
+            compared = labels if number == last else native_labels(results[0], target)
+            for row in compare(compared, found[0], target.spacing_mm, names, found[1]):
+                rows.append({"pass": number, **row})
     for row in rows:
         row |= {"case": case.name, "value": names.index(row["structure"]) + 1}
     return Scored(rows, None if found is None else found[0], problem)
@@ -99,7 +100,7 @@ def read_reference(
     if axis_order(grid) is None:
         to = upright_grid(grid)
         nearest = sitk.Transform(), sitk.sitkNearestNeighbor
-        image = sitk.Resample(
+        resampled = sitk.Resample(
             to_sitk(Volume(labels, grid)),
             to.size,
             *nearest,
@@ -107,7 +108,7 @@ def read_reference(
             to.spacing_mm,
             to.direction,
         )
-        labels = sitk.GetArrayFromImage(image).T
+        labels = sitk.GetArrayFromImage(resampled).T
     else:
         labels = upright(Volume(labels, grid)).array
     boxes = ndimage.find_objects(labels, max_label=len(structures))

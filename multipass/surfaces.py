@@ -41,7 +41,7 @@ def surface(mask: np.ndarray, spacing_mm: Sequence[float]) -> Surface:
     codes = np.zeros(tuple(n - 1 for n in padded.shape), np.uint8)
     for bit, (i, j, k) in enumerate(CORNERS):
         a, b, c = codes.shape
-        codes |= padded[i : i + a, j : j + b, k : k + c] << (7 - bit)
+        codes |= padded[i : i + a, j : j + b, k : k + c] << np.uint8(7 - bit)
     codes[codes == 255] = 0
     found = np.nonzero(codes)
     codes = codes[found]

@@ -14,6 +14,7 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -78,7 +79,7 @@ def page_data(
     bytes_ct = np.rint((np.clip(hounsfield, low, high) - low) / step).astype(np.uint8)
     at = _nearest_indices(grid, volume.grid)
     shown = labels[at]
-    data = {
+    data: dict[str, Any] = {
         "ct": _nifti(bytes_ct, grid, step, low),
         "labels": _nifti(shown, grid, 1.0, 0.0),
         "meshes": [],

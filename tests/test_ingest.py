@@ -10,6 +10,8 @@ import numpy as np
 import pydicom
 import pytest
 from orientation import ORDERS, oriented
+from pydicom.dataset import Dataset
+from pydicom.uid import MPEG2MPML, EnhancedCTImageStorage, JPEGLSLossless, RLELossless
 from scipy.ndimage import map_coordinates
 
 from multipass.ct import read_ct
@@ -237,6 +239,71 @@ def test_slope_and_intercept_are_taken_a_slice(patient):
     after, facts = prepare_patient(patient, patient.parent)
     assert "differ between slices" in facts["notes"]
     assert np.abs(after["image"] - before["image"]).max() < 3 / 1200
+
+
+def test_compressed_series_read_like_plain_ones(patient):
+    before, _ = prepare_patient(patient, patient.parent)
+    for number, path in enumerate(by_position(patient)):
+        dataset = pydicom.dcmread(path)
+        dataset.compress(RLELossless if number % 2 else JPEGLSLossless, generate_instance_uid=False)
+        dataset.save_as(path)
+    after, _ = prepare_patient(patient, patient.parent)
+    assert np.array_equal(after["image"], before["image"])
+    assert np.array_equal(after["fractions"], before["fractions"])
+
+
+def test_presentation_does_not_change_hounsfield_units(patient):
+    before, _ = prepare_patient(patient, patient.parent)
+    for path in by_position(patient):
+        edit(path, PhotometricInterpretation="MONOCHROME1", WindowCenter="-500")
+    after, _ = prepare_patient(patient, patient.parent)
+    assert np.array_equal(after["image"], before["image"])
+
+
+def test_an_unknown_transfer_syntax_is_refused_by_name(patient):
+    path = by_position(patient)[4]
+    dataset = pydicom.dcmread(path)
+    dataset.file_meta.TransferSyntaxUID = MPEG2MPML
+    dataset.PixelData = pydicom.encaps.encapsulate([b"\x00\x00\x01\xb3" * 8])
+    dataset["PixelData"].VR = "OB"
+    dataset["PixelData"].is_undefined_length = True
+    dataset.save_as(path)
+    assert "MPEG2" in refusal(patient)
+
+
+def test_enhanced_multi_frame_ct_reads_like_single_frames(tmp_path, subject, patient):
+    files = by_position(patient)
+    first = pydicom.dcmread(files[0])
+    enhanced = pydicom.dcmread(files[0])
+    enhanced.SOPClassUID = enhanced.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
+    for keyword in ("ImagePositionPatient", "RescaleSlope", "RescaleIntercept", "PixelSpacing"):
+        del enhanced[keyword]
+    enhanced.NumberOfFrames = len(files)
+    shared, orientation, measures = Dataset(), Dataset(), Dataset()
+    orientation.ImageOrientationPatient = first.ImageOrientationPatient
+    measures.PixelSpacing = first.PixelSpacing
+    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [orientation], [measures]
+    enhanced.SharedFunctionalGroupsSequence = [shared]
+    frames, pixels = [], b""
+    for path in np.random.default_rng(0).permutation(files):
+        single = pydicom.dcmread(path)
+        frame, place, rescale = Dataset(), Dataset(), Dataset()
+        place.ImagePositionPatient = single.ImagePositionPatient
+        rescale.RescaleSlope, rescale.RescaleIntercept = (
+            single.RescaleSlope,
+            single.RescaleIntercept,
+        )
+        frame.PlanePositionSequence = [place]
+        frame.PixelValueTransformationSequence = [rescale]
+        frames.append(frame)
+        pixels += single.PixelData
+    enhanced.PerFrameFunctionalGroupsSequence, enhanced.PixelData = frames, pixels
+    (tmp_path / "enhanced").mkdir()
+    enhanced.save_as(tmp_path / "enhanced" / "all.dcm")
+    ours = read_ct(choose(find(tmp_path / "enhanced"))[0]).volume
+    single = read_ct(choose(find(patient / "im_1"))[0]).volume
+    assert np.array_equal(ours.array, single.array)
+    np.testing.assert_allclose(ours.grid.affine, single.grid.affine, atol=1e-6)
 
 
 def test_padding_becomes_air(tmp_path, subject):

@@ -11,6 +11,7 @@ import numpy as np
 import pydicom
 import pytest
 from pydicom.data import get_testdata_file
+from pydicom.pixels import pack_bits
 
 from multipass.phantom import make_subject, write_subject
 from multipass.segmentation import Segment, _share_overlaps, read_reference
@@ -166,6 +167,26 @@ def test_broken_rules_are_refused(tmp_path, text):
     (tmp_path / "rules.json").write_text(text)
     with pytest.raises(ValueError, match="structure rules"):
         read_rules(tmp_path / "rules.json")
+
+
+def test_a_segment_without_frames_is_annotated_as_empty(patient, tmp_path):
+    folder, subject = patient
+    dataset = pydicom.dcmread(find(folder).seg[0].path)
+    (number,) = (s.SegmentNumber for s in dataset.SegmentSequence if s.SegmentLabel == "sacrum")
+    frames = dataset.PerFrameFunctionalGroupsSequence
+    kept = [
+        k
+        for k, frame in enumerate(frames)
+        if frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber != number
+    ]
+    bits = pack_bits(dataset.pixel_array[kept].ravel(), pad=True)
+    dataset.PerFrameFunctionalGroupsSequence = [frames[k] for k in kept]
+    dataset.NumberOfFrames, dataset.PixelData = len(kept), bits
+    dataset.save_as(tmp_path / "seg.dcm")
+    reference = read_reference([header(tmp_path / "seg.dcm")], subject.volume.grid)
+    statuses = {s.structure.name: s.status for s in reference.segments}
+    assert statuses["sacrum"] == "empty"
+    assert statuses["left hip bone"] == "complete"
 
 
 def test_three_segments_on_one_voxel_get_a_third_each():

@@ -20,6 +20,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import joblib
 import SimpleITK as sitk
@@ -138,7 +139,7 @@ def process(folder: Path, options: Options, jobs: int) -> dict:
         return earlier
     state.unlink(missing_ok=True)
     start = time.perf_counter()
-    row = {"patient": folder.name, "outcome": "processed", "reason": ""}
+    row: dict[str, Any] = {"patient": folder.name, "outcome": "processed", "reason": ""}
     try:
         rules = read_rules(options.structures) if options.structures else by_codes
         patient, facts = prepare_patient(folder, options.input, options.series, rules)

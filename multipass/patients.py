@@ -56,10 +56,11 @@ class _Array(np.ndarray):
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, fortran, raw = state
         array = _from_buffer(raw, dtype, shape, "F" if fortran else "C")
-        super().__setstate__((1, array.shape, array.dtype, bool(fortran), bytes(raw)))
+        checked: Any = (1, array.shape, array.dtype, bool(fortran), bytes(raw))
+        super().__setstate__(checked)
 
 
-def _from_buffer(buffer: bytes, dtype: _Dtype, shape: tuple, order: str) -> np.ndarray:
+def _from_buffer(buffer: bytes, dtype: _Dtype, shape: tuple, order: Any) -> np.ndarray:
     return np.frombuffer(bytearray(buffer), dtype.dtype).reshape(shape, order=order)
 
 
@@ -115,7 +116,7 @@ def read_pickle(path: Path) -> Any:
 
 def _check_opcodes(file: io.BufferedReader) -> None:
     for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name in ("LONG_BINPUT", "PUT") and int(argument) > MAX_MEMO:
+        if opcode.name in ("LONG_BINPUT", "PUT") and int(argument or 0) > MAX_MEMO:
             raise pickle.UnpicklingError("it reserves an absurd amount of memory")
 
 

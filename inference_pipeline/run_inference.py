@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,13 +29,14 @@ from tqdm import tqdm  # noqa: E402
 
 from multipass import __version__, checkpoint, findings, output, passes  # noqa: E402
 from multipass.cases import Case, find_cases  # noqa: E402
+from multipass.cleanup import without_specks  # noqa: E402
 from multipass.maps import native_labels  # noqa: E402
 from multipass.mirrored import with_mirroring  # noqa: E402
-from multipass.page import write_case_page, write_index, write_viewer  # noqa: E402
+from multipass.outcome import Outcome  # noqa: E402
+from multipass.page import write_case_page, write_viewer  # noqa: E402
 from multipass.products import Segmented, write_products  # noqa: E402
 from multipass.scoring import score  # noqa: E402
 from multipass.stages import Stages  # noqa: E402
-from multipass.tables import score_lines, with_nan, write_summary  # noqa: E402
 from multipass.viewer import VIEWER_NAME, page_data  # noqa: E402
 from processing import own_grid_labels, read_scan  # noqa: E402
 
@@ -71,18 +72,12 @@ class Options:
     """Also look at the mirrored scan, left and right swapped back; passes take twice as long."""
     page: bool = True
     """Write index.html and a page per case to look at, with NiiVue from the installed ipyniivue."""
+    least_part_mm3: float = 0.0
+    """Remove parts of a bone smaller than this; its largest part always stays. 0: none."""
     overwrite: bool = False
     """Segment finished cases again."""
     quiet: bool = False
     """No progress bar and no line per case."""
-
-
-@dataclass
-class Outcome:
-    """Reports of the finished cases, and failures with their reason."""
-
-    reports: list[dict[str, Any]] = field(default_factory=list)
-    failed: list[tuple[str, str]] = field(default_factory=list)
 
 
 def main(options: Options) -> int:
@@ -104,10 +99,10 @@ def main(options: Options) -> int:
         try:
             segment_all(found.cases, model, options, outcome)
         except KeyboardInterrupt:
-            conclude(outcome, options)
+            outcome.conclude(options.output, options.page)
             print("Stopped. Finished cases are whole; run again for the rest.", file=sys.stderr)
             return INTERRUPTED
-        conclude(outcome, options)
+        outcome.conclude(options.output, options.page)
     return 1 if outcome.failed else 0
 
 
@@ -181,6 +176,11 @@ def segment_case(
     with stages.stage("way back"):
         labels = native_labels(results[-1], scan.upright.grid)
         mask = own_grid_labels(results[-1], scan, labels)
+        if options.least_part_mm3 > 0:
+            labels, mask = (
+                without_specks(array, grid.voxel_ml * 1000, options.least_part_mm3)
+                for array, grid in ((labels, scan.upright.grid), (mask, scan.grid))
+            )
     with stages.stage("findings"):
         structures = findings.describe(labels, scan.upright, results, model.structures)
         flags = [*scan.notes, *findings.flags_of(structures, model.structures, results)]
@@ -234,30 +234,9 @@ def identity_of(case: Case, model: checkpoint.Model, options: Options) -> dict[s
         "probabilities": options.probabilities,
         "meshes": options.meshes,
         "page": options.page,
+        "least_part_mm3": options.least_part_mm3,
         "multipass": __version__,
     }
-
-
-def conclude(outcome: Outcome, options: Options) -> None:
-    """Writes summary.csv; prints scores, flags and failures."""
-    rows = []
-    for report in outcome.reports:
-        flags = "; ".join(report["flags"])
-        rows += [
-            with_nan(row) | {"case": report["case"], "flags": flags} for row in report["scores"]
-        ]
-    if rows:
-        write_summary(options.output / "summary.csv", rows)
-    if options.page and outcome.reports:
-        write_index(options.output, outcome.reports, outcome.failed)
-    for line in score_lines(rows):
-        print(line)
-    for report in outcome.reports:
-        for flag in report["flags"]:
-            print(f"Flag: {report['case']}: {flag}")
-    for name, reason in outcome.failed:
-        print(f"Failed: {name}: {reason}", file=sys.stderr)
-    print(f"{len(outcome.reports)} cases segmented, results in {options.output}")
 
 
 def one_sentence(error: BaseException) -> str:

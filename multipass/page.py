@@ -136,7 +136,7 @@ def write_index(output: Path, reports: Sequence[dict[str, Any]], failed: Sequenc
         f'<li class="flags">{escape(name)}: {escape(reason)}</li>' for name, reason in failed
     )
     body = (
-        f"<h1>Pelvic bones in {len(reports)} scans</h1>"
+        f"<h1>Pelvic bones in {len(reports)} {'scan' if len(reports) == 1 else 'scans'}</h1>"
         f"{f'<h2>Failed</h2><ul>{failures}</ul>' if failures else ''}"
         f"<table><thead><tr><th>Case</th><th>Flags</th>{head}<th>Mean Dice</th><th>Seconds</th>"
         f"</tr></thead><tbody>{rows}</tbody></table>"

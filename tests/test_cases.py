@@ -1,0 +1,112 @@
+"""Finding scans: CTPEL's layout, trees of studies, references, and what is refused."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import ExitStack
+from pathlib import Path
+
+import pydicom
+import pytest
+from pydicom.uid import generate_uid
+
+from multipass.cases import find_cases
+from multipass.phantom import make_subject
+from multipass.phantom.writer import write_subject
+
+
+@pytest.fixture(scope="module")
+def patient(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("cohort") / "Patient_01"
+    write_subject(folder, make_subject(3, 0, matrix=64, size="small", implant="", padding=None))
+    return folder
+
+
+def cases(root: Path):
+    with ExitStack() as stack:
+        found = find_cases(root, stack)
+    return {case.name: case for case in found.cases}, dict(found.refused)
+
+
+def another_series(folder: Path, description: str) -> None:
+    """Gives the DICOM images of a folder another series UID and description."""
+    uid = generate_uid()
+    for path in folder.iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.SeriesInstanceUID, dataset.SeriesDescription = uid, description
+        dataset.SOPInstanceUID = generate_uid()
+        dataset.save_as(path)
+
+
+def test_a_ctpel_patient_and_its_cohort(patient):
+    for root in (patient, patient.parent):
+        found, refused = cases(root)
+        assert list(found) == ["Patient_01"] and not refused
+        assert len(found["Patient_01"].seg) == 1
+        slices = len(list((patient / "im_1").iterdir()))
+        assert len(found["Patient_01"].files) == slices
+
+
+def test_only_the_folder_of_slices_finds_its_seg_too(patient):
+    found, refused = cases(patient / "im_1")
+    assert list(found) == ["Patient_01"] and not refused
+    assert len(found["Patient_01"].seg) == 1
+
+
+def test_landmarks_are_left_alone(tmp_path, patient):
+    shutil.copytree(patient, tmp_path / "Patient_02")
+    shutil.copytree(patient / "im_1", tmp_path / "Patient_02" / "im_2")
+    found, refused = cases(tmp_path)
+    assert list(found) == ["Patient_02"] and not refused
+
+
+def test_a_seg_beside_the_slices(tmp_path, patient):
+    shutil.copytree(patient / "im_1", tmp_path / "scan")
+    seg = next((patient / "im_3").iterdir())
+    shutil.copy(seg, tmp_path / "scan" / "seg.dcm")
+    found, _ = cases(tmp_path)
+    assert len(found["scan"].seg) == 1
+
+
+def test_each_series_of_a_study_is_a_case_and_the_seg_finds_its_own(tmp_path, patient):
+    study = tmp_path / "in" / "study"
+    shutil.copytree(patient / "im_1", study / "thin")
+    shutil.copytree(patient / "im_1", study / "thick")
+    another_series(study / "thick", "thick")
+    shutil.copytree(patient / "im_3", study / "results")
+    found, refused = cases(tmp_path / "in")
+    assert sorted(found) == ["study_thick", "study_thin"] and not refused
+    assert [len(found[name].seg) for name in ("study_thin", "study_thick")] == [1, 0]
+
+
+def test_a_folder_without_a_ct_is_refused_with_the_reason(tmp_path, patient):
+    shutil.copytree(patient / "im_1", tmp_path / "in" / "good")
+    shutil.copytree(patient / "im_1", tmp_path / "in" / "magnet")
+    for path in (tmp_path / "in" / "magnet").iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.Modality = "MR"
+        dataset.save_as(path)
+    (tmp_path / "in" / "README.md").write_text("no scan")
+    (tmp_path / "in" / ".hidden").write_text("no scan")
+    found, refused = cases(tmp_path / "in")
+    assert list(found) == ["good"]
+    assert list(refused) == ["magnet"] and "MR, not a CT image" in refused["magnet"]
+
+
+def test_links_to_folders_are_followed_once(tmp_path, patient):
+    root = tmp_path / "in"
+    root.mkdir()
+    (root / "linked").symlink_to(patient / "im_1")
+    (root / "loop").symlink_to(root)
+    found, refused = cases(root)
+    assert list(found) == ["linked"] and not refused
+
+
+def test_references_beside_image_files(tmp_path):
+    for name in ("a.nii.gz", "a_seg.nii.gz", "b.nrrd", "b-label.mha", "c_seg.nii.gz"):
+        (tmp_path / name).write_bytes(b"")
+    found, _ = cases(tmp_path)
+    assert sorted(found) == ["a", "b", "c_seg"]
+    assert found["a"].reference_path == tmp_path / "a_seg.nii.gz"
+    assert found["b"].reference_path == tmp_path / "b-label.mha"
+    assert found["c_seg"].reference_path is None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -74,14 +75,14 @@ class Batches:
         shuffle = random_state(self.seed, epoch)
         while len(order) < draws:
             order += shuffle.permutation(len(self.ids)).tolist()
-        share = self.batch_size // world_size()
-        for step in range(self.steps):
-            first = step * self.batch_size + rank() * share
-            yield self._batch([(epoch, at, order[at]) for at in range(first, first + share)])
+        made = (self._batch(epoch, order, step) for step in range(self.steps))
+        return ahead(made) if self.device.type == "cuda" else made
 
-    def _batch(self, draws: Sequence[tuple[int, int, int]]) -> Batch:
-        rows = [self._draw(epoch, at, self.ids[patient]) for epoch, at, patient in draws]
-        return collate(rows)
+    def _batch(self, epoch: int, order: Sequence[int], step: int) -> Batch:
+        share = self.batch_size // world_size()
+        first = step * self.batch_size + rank() * share
+        places = range(first, first + share)
+        return collate([self._draw(epoch, at, self.ids[order[at]]) for at in places])
 
     def _draw(self, epoch: int, at: int, patient_id: str) -> tuple:
         state = random_state(self.seed, epoch, at + 1)
@@ -100,6 +101,15 @@ class Batches:
         context = RandContext(ContextOdds())
         context.set_random_state(state=state)
         return images, seen[:, 1:], boxes, known, context
+
+
+def ahead(items: Iterator[Batch]) -> Iterator[Batch]:
+    """Makes the next item while this one is used; on a CPU the two would only share its cores."""
+    with ThreadPoolExecutor(1) as thread:
+        following = thread.submit(next, items, None)
+        while (item := following.result()) is not None:
+            following = thread.submit(next, items, None)
+            yield item
 
 
 def collate(rows: Sequence[tuple]) -> Batch:

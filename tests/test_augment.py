@@ -10,7 +10,7 @@ import torch
 from balls import patient, write_cohort
 
 from multipass.augment import Placement, RandPlacement, Space, look, undeformed
-from multipass.batches import Batches, random_state
+from multipass.batches import Batches, ahead, random_state
 from multipass.cohort import Cohort, Sample
 from multipass.intensity import ContextOdds, RandContext, RandIntensity
 from multipass.patients import write_patient
@@ -112,6 +112,12 @@ def test_the_same_seed_draws_the_same_batch(cohort):
     assert torch.equal(one.targets[0], two.targets[0])
     other = next(iter(batches[0].epoch(6)))
     assert not torch.equal(one.views[1].image, other.views[1].image)
+
+
+def test_batches_made_ahead_are_the_same(cohort):
+    batches = Batches(cohort, cohort.ids, ("scan",), 1, 3, CPU, steps=2)
+    for one, two in zip(batches.epoch(0), ahead(batches.epoch(0)), strict=True):
+        assert torch.equal(one.views[0].image, two.views[0].image)
 
 
 def test_targets_are_distributions_and_images_lie_in_0_1(cohort):

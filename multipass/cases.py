@@ -160,7 +160,8 @@ def _name_of(one: dicom.Series, unit: Path) -> str:
     folder = Path(os.path.commonpath([piece.path.parent for piece in one.slices]))
     below = folder.relative_to(unit).parts if folder != unit and unit in folder.parents else ()
     start = unit.parent if unit.name == CT_FOLDER else unit
-    return "_".join([Path(os.path.abspath(start)).name, *(p for p in below if p != CT_FOLDER)])
+    named = start if start.name not in ("", "..") else start.resolve()
+    return "_".join([named.name, *(p for p in below if p != CT_FOLDER)])
 
 
 def _one_file(path: Path) -> dicom.Found:

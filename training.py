@@ -26,7 +26,7 @@ import tyro
 from tqdm import tqdm
 
 from multipass import checkpoint
-from multipass.batches import Batches
+from multipass.batches import Batches, as_it_is
 from multipass.cohort import Cohort
 from multipass.loss import hard_dice, soft_loss
 from multipass.network import FILTERS, MultiPassUNet
@@ -64,7 +64,7 @@ class Options:
     """stop after this time; the cosine schedule follows the clock; 0: all epochs"""
     batch_size: int = 1
     """over all processes of torchrun"""
-    lr: float = 1e-3
+    lr: float = 5e-3
     weight_decay: float = 1e-2
     schedule: Literal["cosine", "plateau"] = "cosine"
     ema: float = 0.999
@@ -142,7 +142,8 @@ def main(options: Options) -> None:
         if options.schedule == "plateau":
             state.plateau.step(state.history[-1]["dice"])
         if log:
-            keep(state, cohort, options, origin)
+            if keep(state, cohort, options, origin):
+                show(log, state, cohort, val_ids[0], options, amp)
             log.write(state.history, cohort.structures)
     finish(state, options)
 
@@ -231,8 +232,8 @@ def record(state: State, loss: float, dice: float, scores: np.ndarray, cohort: C
     )
 
 
-def keep(state: State, cohort: Cohort, options: Options, origin: dict) -> None:
-    """Writes last.pth, and best_model.pth if the epoch was the best so far."""
+def keep(state: State, cohort: Cohort, options: Options, origin: dict) -> bool:
+    """Writes last.pth, and best_model.pth if the epoch was the best so far; says whether it was."""
     dice = state.history[-1]["dice"]
     model = checkpoint.Model(
         network=state.average.network,
@@ -243,13 +244,31 @@ def keep(state: State, cohort: Cohort, options: Options, origin: dict) -> None:
         info={"dice": dice, "trained_on": origin["trained_on"]},
     )
     content = checkpoint.as_dict(model)
-    if dice > state.best:
+    better = dice > state.best
+    if better:
         path = options.output / "best_model.pth"
         checkpoint.save(path, content)
         say(f"best_model.pth: Dice {max(state.best, 0):.4f} -> {dice:.4f} ({path})")
         state.best = dice
     content["training"] = {**origin, "state": state.state_dict()}
     checkpoint.save(options.output / "last.pth", content)
+    return better
+
+
+@torch.no_grad()
+def show(
+    log: RunLog,
+    state: State,
+    cohort: Cohort,
+    patient_id: str,
+    options: Options,
+    amp: torch.autocast,
+) -> None:
+    """Adds a picture of a validation patient to TensorBoard."""
+    device = next(state.network.parameters()).device
+    batch = as_it_is(cohort, patient_id, options.windows, device)
+    *_, logits = run(state.average.network, batch.views, options.passes, amp)
+    log.show(batch, logits, cohort.structures, state.epoch, patient_id)
 
 
 def finish(state: State, options: Options) -> None:

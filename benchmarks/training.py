@@ -53,7 +53,7 @@ class Options:
     """timed steps a side"""
     minutes: float = 0.0
     """of training a side, then validation Dice; 0: only the times"""
-    lr: float = 2e-3
+    lr: float = 5e-3
     seed: int = 0
 
 

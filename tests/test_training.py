@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 from balls import patient, write_cohort
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from multipass import checkpoint
 from multipass.cohort import Cohort
@@ -103,7 +104,10 @@ def test_the_run_folder(finished):
     assert config["settings"]["seed"] == 0 and len(config["trained_on"]["data_sha256"]) == 64
     assert config["versions"]["torch"] == torch.__version__
     assert (folder / "curves.png").stat().st_size > 5000
-    assert list(folder.glob("events.out.tfevents*"))
+    events = EventAccumulator(str(folder))
+    events.Reload()
+    assert len(events.Scalars("dice")) == 3
+    assert events.Images("validation/" + config["trained_on"]["validation"][0])
 
 
 def test_resumed_after_kill_9_equals_undisturbed(data, finished, tmp_path):
@@ -229,8 +233,8 @@ def test_an_absent_structure_keeps_its_channel(tmp_path):
 
 def problem(seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
     torch.manual_seed(seed)
-    fractions = torch.softmax(torch.randn(2, 4, 6, 6, 6) * 3, 1)[:, 1:]
-    return torch.randn(2, 4, 6, 6, 6), with_background(fractions)
+    fractions = torch.softmax(torch.randn(2, 4, 12, 12, 12) * 3, 1)[:, 1:]
+    return torch.randn(2, 4, 12, 12, 12), with_background(fractions)
 
 
 def test_loss_is_least_at_the_fractions_themselves():
@@ -265,6 +269,16 @@ def test_loss_of_a_batch_is_the_mean_of_its_samples():
     known = torch.tensor([[True, True, True], [True, False, True]])
     parts = [soft_loss(logits[i : i + 1], target[i : i + 1], known[i : i + 1]) for i in (0, 1)]
     torch.testing.assert_close(soft_loss(logits, target, known), sum(parts) / 2)
+
+
+def test_a_sliver_of_a_structure_is_left_to_the_cross_entropy():
+    target = torch.zeros(1, 2, 12, 12, 12)
+    target[:, 0] = 1
+    target[0, :, 0, 0, :5] = torch.tensor([0.0, 1.0])[:, None]
+    known = torch.ones(1, 1, dtype=torch.bool)
+    logits = torch.tensor([2.0, -2.0]).view(1, 2, 1, 1, 1).expand_as(target)
+    expected = torch.nn.functional.cross_entropy(logits, target)
+    torch.testing.assert_close(soft_loss(logits, target, known), expected)
 
 
 def test_hard_dice():

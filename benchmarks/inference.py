@@ -13,25 +13,31 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import sys
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import tyro
 
 ROOT = Path(__file__).resolve().parent.parent
+HEIGHT_MM, BELOW_MM = 480.0, 200.0
 SCRIPT = ROOT / "inference_pipeline" / "run_inference.py"
 sys.path[:0] = [str(SCRIPT.parent), str(ROOT)]
+
+# As run_inference.py does; it must be set before torch is imported.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import torch  # noqa: E402
 
 from multipass.checkpoint import Model  # noqa: E402
 from multipass.maps import PassResult  # noqa: E402
 from multipass.network import MultiPassUNet  # noqa: E402
-from multipass.phantom import make_subject, write_subject  # noqa: E402
+from multipass.phantom import Subject, make_subject, write_subject  # noqa: E402
 from multipass.segmentation import read_reference  # noqa: E402
 from multipass.series import find  # noqa: E402
 from multipass.structures import PELVIS  # noqa: E402
@@ -85,15 +91,13 @@ def load_script() -> Any:
     return module
 
 
-def phantom(options: Options):
-    """A pelvis padded with its last slice to the wanted number of slices."""
-    subject = make_subject(1, 0, matrix=options.matrix, size="pelvis")
-    missing = options.slices - subject.volume.grid.size[2]
-    pad = ((0, 0), (0, 0), (0, max(0, missing)))
-    array = np.pad(subject.volume.array, pad, mode="edge")[:, :, : options.slices]
-    label = np.pad(subject.label, pad)[:, :, : options.slices]
-    grid = replace(subject.volume.grid, size=array.shape)
-    return replace(subject, volume=Volume(array, grid), label=label)
+def phantom(options: Options) -> Subject:
+    """An abdomen and pelvis of 480 mm in the wanted number of slices."""
+    step = HEIGHT_MM / options.slices
+    return make_subject(
+        1, 0, matrix=options.matrix, size="abdomen", slice_step_mm=step, slice_thickness_mm=step,
+        bottom_mm=-BELOW_MM, top_mm=HEIGHT_MM - BELOW_MM,
+    )  # fmt: skip
 
 
 def perfect(segment, seg_dir: Path, replacing: list[float]):

@@ -13,6 +13,7 @@ every case was segmented.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -22,6 +23,9 @@ from typing import Any, Literal
 ROOT = Path(__file__).resolve().parent.parent
 # Appended: inserted in front it would hide this folder's processing.py behind the root's.
 sys.path.append(str(ROOT))
+
+# Threads that spin while they wait make a shared machine several times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch  # noqa: E402
 import tyro  # noqa: E402

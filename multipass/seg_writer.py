@@ -53,7 +53,9 @@ def write_seg(
     Raises:
         ValueError: dcmqi failed, or its file does not hold this mask and these references.
     """
-    found = [k for k in range(len(structures)) if (mask == k + 1).any()]
+    mask = np.asfortranarray(mask)
+    counts = _voxels_of(mask, len(structures))
+    found = [k for k in range(len(structures)) if counts[k + 1]]
     if not found:
         raise ValueError("a SEG of an empty mask cannot be written")
     with TemporaryDirectory(prefix="multipass_") as name:
@@ -99,8 +101,7 @@ def check_seg(
     if frames.shape[1:] != (grid.size[1], grid.size[0]):
         frames = dataset.pixel_array[None]
     uids = [piece.sop_uid for piece in slices]
-    expected = {value: int(np.count_nonzero(mask == value)) for value in values.values()}
-    written = dict.fromkeys(expected, 0)
+    written = np.zeros(len(structures) + 1, int)
     for frame, pixels in zip(dataset.PerFrameFunctionalGroupsSequence, frames, strict=True):
         value = values[int(frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber)]
         k = _slice_index(frame, grid)
@@ -109,8 +110,14 @@ def check_seg(
         if uids and uids[k] not in _source_uids(frame):
             raise ValueError(f"seg.dcm: slice {k} does not refer to its source image")
         written[value] += int(np.count_nonzero(pixels))
-    if written != expected or int(np.count_nonzero(mask)) != sum(expected.values()):
+    if not np.array_equal(written[1:], _voxels_of(mask, len(structures))[1:]):
         raise ValueError("seg.dcm: voxels of the mask are missing")
+
+
+def _voxels_of(mask: np.ndarray, count: int) -> np.ndarray:
+    """Voxels of each value from 0 to `count`; slice by slice, since bincount makes int64 copies."""
+    slices = mask.transpose(2, 1, 0)
+    return np.sum([np.bincount(part.ravel(), minlength=count + 1) for part in slices], axis=0)
 
 
 def _index_of(segment: Dataset, structures: Sequence[Structure]) -> int:

@@ -30,6 +30,8 @@ MARGIN_MM = 20.0
 # 9 million bytes of CT compress to about 6 MB, with base64 and meshes well below 15 MB a case.
 MAX_VOXELS = 9e6
 MESH_SPACING_MM = 2.0
+# A third of the time of level 6 for a twelfth more bytes.
+GZIP_LEVEL = 3
 SHOWN_HU = (-250.0, 1250.0)
 # NIfTI-1 header: float32 scl_slope and scl_inter.
 SCALE_OFFSET = 112
@@ -128,7 +130,7 @@ def _nifti(array: np.ndarray, grid: Grid, slope: float, intercept: float) -> str
         sitk.WriteImage(to_sitk(Volume(array, grid)), str(path))
         content = bytearray(path.read_bytes())
     struct.pack_into("<ff", content, SCALE_OFFSET, slope, intercept)
-    return base64.b64encode(gzip.compress(bytes(content), 6)).decode()
+    return base64.b64encode(gzip.compress(bytes(content), GZIP_LEVEL)).decode()
 
 
 def _mesh(
@@ -151,7 +153,7 @@ def _mesh(
             distances_mm = cKDTree(wanted).query(points, workers=-1)[0]
             share = np.clip(distances_mm / FAR_MM, 0, 1)[:, None]
             colours = colours * (1 - share) + np.asarray(FAR_RGB) * share
-    return base64.b64encode(gzip.compress(_mz3(points, triangles, colours), 6)).decode()
+    return base64.b64encode(gzip.compress(_mz3(points, triangles, colours), GZIP_LEVEL)).decode()
 
 
 def _mz3(points: np.ndarray, triangles: np.ndarray, colours: np.ndarray) -> bytes:

@@ -32,14 +32,12 @@ from multipass.loss import hard_dice, soft_loss
 from multipass.network import FILTERS, MultiPassUNet
 from multipass.passes import precision, run
 from multipass.processes import average_gradients, rank, start_processes, world_size
-from multipass.report import cohort_sheet, sheet_entry
-from multipass.runlog import RunLog
+from multipass.runlog import RunLog, preview
 from multipass.trainer import State, cosine, resume, start_from, validate
-from multipass.windows import HU_RANGE, window_over
+from multipass.windows import HU_RANGE
 
 ROOT = Path(__file__).resolve().parent
 MAX_GRADIENT_NORM = 1.0
-PREVIEWED = 8
 # Must be the same in an interrupted run and its continuation.
 SETTINGS = (
     *("seed", "passes", "window", "folds", "fold", "batch_size", "steps_per_epoch"),
@@ -111,7 +109,8 @@ def main(options: Options) -> None:
         options.steps_per_epoch,
     )
     if options.preview:
-        preview(batches, options.output / "preview.png")
+        pages = preview(batches, options.output / "preview.png")
+        say(f"Augmented samples: {', '.join(map(str, pages))}")
         return
 
     network = MultiPassUNet(1 + len(cohort.structures), options.filters).to(device)
@@ -142,9 +141,11 @@ def main(options: Options) -> None:
         if options.schedule == "plateau":
             state.plateau.step(state.history[-1]["dice"])
         if log:
-            if keep(state, cohort, options, origin):
-                show(log, state, cohort, val_ids[0], options, amp)
+            better = keep(state, cohort, options, origin)
             log.write(state.history, cohort.structures)
+            if better:
+                batch = as_it_is(cohort, val_ids[0], options.windows, device)
+                log.show(state.average.network, batch, options.passes, cohort.structures, amp)
     finish(state, options)
 
 
@@ -255,45 +256,10 @@ def keep(state: State, cohort: Cohort, options: Options, origin: dict) -> bool:
     return better
 
 
-@torch.no_grad()
-def show(
-    log: RunLog,
-    state: State,
-    cohort: Cohort,
-    patient_id: str,
-    options: Options,
-    amp: torch.autocast,
-) -> None:
-    """Adds a picture of a validation patient to TensorBoard."""
-    device = next(state.network.parameters()).device
-    batch = as_it_is(cohort, patient_id, options.windows, device)
-    *_, logits = run(state.average.network, batch.views, options.passes, amp)
-    log.show(batch, logits, cohort.structures, state.epoch, patient_id)
-
-
 def finish(state: State, options: Options) -> None:
     best = options.output / "best_model.pth"
     say(f"Best validation Dice {state.best:.4f} after {state.epoch} epochs. To segment with it:")
     say(f"python inference_pipeline/run_inference.py --model {best}")
-
-
-def preview(batches: Batches, path: Path) -> None:
-    """A contact sheet of augmented training samples: what the last pass sees, and its labels."""
-    entries = []
-    rows = [s.to_dict() for s in batches.cohort.structures]
-    for number, batch in zip(range(PREVIEWED), batches.epoch(0), strict=False):
-        box = batch.views[-1].box[0].numpy()
-        seen = {
-            "patient_id": f"sample {number + 1}",
-            "image": batch.views[-1].image[0, 0].cpu().numpy(),
-            "label": batch.targets[-1][0].argmax(0).cpu().numpy(),
-            "window": {"spacing_mm": window_over(box).spacing_mm},
-            "structures": rows,
-        }
-        size = " x ".join(f"{mm:.0f}" for mm in box[1] - box[0])
-        entries.append(sheet_entry(seen, f"{size} mm"))
-    for page in cohort_sheet(path, entries):
-        say(f"Augmented samples: {page}")
 
 
 def check(options: Options) -> None:

@@ -14,10 +14,15 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
-from multipass.batches import Batch
+from multipass.batches import Batch, Batches
+from multipass.network import MultiPassUNet
+from multipass.passes import run
 from multipass.patients import replacing
+from multipass.report import cohort_sheet, sheet_entry
 from multipass.structures import Structure
+from multipass.windows import window_over
 
+PREVIEWED = 8  # samples
 TINT = 0.4  # of a structure's colour over the image
 
 
@@ -25,7 +30,7 @@ class RunLog:
     """The folder of one run; each epoch rewrites its files, and so does a resumed run."""
 
     def __init__(self, folder: Path, config: dict[str, Any], epochs_done: int) -> None:
-        self.folder = folder
+        self.folder, self.epoch = folder, epochs_done
         folder.mkdir(parents=True, exist_ok=True)
         self.board = SummaryWriter(str(folder), purge_step=epochs_done + 1)
         with replacing(folder / "config.json") as temporary:
@@ -34,6 +39,7 @@ class RunLog:
     def write(self, history: Sequence[dict[str, Any]], structures: Sequence[Structure]) -> None:
         """Writes history.csv and curves.png, and the last epoch's figures for TensorBoard."""
         last = history[-1]
+        self.epoch = last["epoch"]
         with (
             replacing(self.folder / "history.csv") as temporary,
             temporary.open("w", newline="", encoding="utf-8") as file,
@@ -43,26 +49,27 @@ class RunLog:
             writer.writerows(history)
         for key, value in last.items():
             if key != "epoch":
-                self.board.add_scalar(key, value, last["epoch"])
+                self.board.add_scalar(key, value, self.epoch)
         self.board.flush()
         draw_curves(self.folder / "curves.png", history, structures)
 
+    @torch.no_grad()
     def show(
         self,
+        network: MultiPassUNet,
         batch: Batch,
-        logits: torch.Tensor,
+        passes: int,
         structures: Sequence[Structure],
-        epoch: int,
-        name: str,
+        amp: torch.autocast,
     ) -> None:
         """Adds a picture of a validation patient: image, what was found, the reference."""
+        *_, logits = run(network, batch.views, passes, amp)
         image = batch.views[-1].image[0, 0].cpu().numpy()
         found, reference = (x[0].argmax(0).cpu().numpy() for x in (logits, batch.targets[-1]))
         colours = [s.colour for s in structures]
         pictures = [_tinted(image, labels, colours) for labels in (0 * found, found, reference)]
         picture = np.concatenate(pictures, axis=1)
-        self.board.add_image(f"validation/{name}", picture, epoch, dataformats="HWC")
-        self.board.flush()
+        self.board.add_image("validation", picture, self.epoch, dataformats="HWC")
 
 
 def _tinted(image: np.ndarray, labels: np.ndarray, colours: Sequence[Sequence[int]]) -> np.ndarray:
@@ -73,6 +80,29 @@ def _tinted(image: np.ndarray, labels: np.ndarray, colours: Sequence[Sequence[in
     for k, colour in enumerate(colours, start=1):
         rgb[plane == k] = (1 - TINT) * rgb[plane == k] + TINT * np.asarray(colour)
     return rgb.clip(0, 255).astype(np.uint8)
+
+
+def preview(batches: Batches, path: Path) -> list[Path]:
+    """Writes contact sheets of augmented training samples: what the last pass sees, and its labels.
+
+    Returns:
+        The pages.
+    """
+    entries = []
+    rows = [s.to_dict() for s in batches.cohort.structures]
+    for number, batch in zip(range(PREVIEWED), batches.epoch(0), strict=False):
+        box = batch.views[-1].box[0].numpy()
+        seen = {
+            "patient_id": f"sample {number + 1}",
+            "image": batch.views[-1].image[0, 0].cpu().numpy(),
+            "label": batch.targets[-1][0].argmax(0).cpu().numpy(),
+            "window": {"spacing_mm": window_over(box).spacing_mm},
+            "structures": rows,
+        }
+        size = " x ".join(f"{mm:.0f}" for mm in box[1] - box[0])
+        entries.append(sheet_entry(seen, f"{size} mm"))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return cohort_sheet(path, entries)
 
 
 def draw_curves(

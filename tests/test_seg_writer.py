@@ -77,6 +77,16 @@ def test_a_missing_structure_does_not_shift_the_others(tmp_path, subject):
     assert named.AlgorithmName == "3D MultiPass U-Net"
 
 
+def test_a_source_with_values_against_the_rules_still_gets_its_seg(tmp_path, subject):
+    ct, mask = read(tmp_path, subject, *ORDERS[0])
+    for path in (tmp_path / "ct").iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.add(pydicom.DataElement(0x00200010, "SH", "x" * 40, validation_mode=0))
+        dataset.save_as(path)
+    write_seg(tmp_path / "seg.dcm", mask, ct.volume.grid, ct.slices, PELVIS)
+    assert np.array_equal(by_highdicom(tmp_path / "seg.dcm", ct.volume.grid), mask)
+
+
 def test_an_empty_mask_is_refused(tmp_path, subject):
     ct, mask = read(tmp_path, subject, *ORDERS[0])
     with pytest.raises(ValueError, match="empty mask"):

@@ -147,7 +147,7 @@ def segment_all(
         stages = Stages(lambda stage, name=case.name: bar.set_postfix_str(f"{name}: {stage}"))
         try:
             report = segment_case(case, model, options, stages)
-        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+        except Exception as error:  # a fault of ours must not stop the cohort either
             outcome.failed.append((case.name, one_sentence(error)))
             log.error("%s: %s", *outcome.failed[-1])
             continue
@@ -247,7 +247,8 @@ def identity_of(case: Case, model: checkpoint.Model, options: Options) -> dict[s
 
 def one_sentence(error: BaseException) -> str:
     text = " ".join(str(error).split())[:300]
-    return text or type(error).__name__
+    expected = isinstance(error, (ValueError, OSError, MemoryError)) and text
+    return text if expected else f"unexpected {type(error).__name__}: {text}"
 
 
 if __name__ == "__main__":

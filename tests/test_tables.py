@@ -1,0 +1,41 @@
+"""summary.csv and the table of scores."""
+
+from __future__ import annotations
+
+import csv
+import math
+
+from multipass.tables import aligned, score_lines, with_nan, write_summary
+
+NAN = float("nan")
+
+
+def row(case: str, number: int, dice: float, outcome: str = "scored") -> dict:
+    measured = {"dice": dice, "hd95_mm": 2.0, "assd_mm": 0.5, "nsd_2mm": dice}
+    names = {"case": case, "pass": number, "structure": "sacrum", "value": 3, "outcome": outcome}
+    return {**names, **measured, "volume_ml": 200.0, "reference_ml": 210.0}
+
+
+def test_summary_leaves_unknown_cells_blank(tmp_path):
+    unscored = {"case": "b", "pass": 2, "structure": "sacrum", "value": 3, "volume_ml": None}
+    write_summary(tmp_path / "summary.csv", [row("a", 1, 0.9), row("a", 2, NAN), unscored])
+    rows = list(csv.DictReader((tmp_path / "summary.csv").open()))
+    assert [r["dice"] for r in rows] == ["0.9000", "", ""]
+    assert rows[2]["volume_ml"] == "" and rows[0]["reference_ml"] == "210.0000"
+
+
+def test_scores_are_means_with_intervals_and_counts():
+    lines = score_lines([row("a", 2, 0.9), row("b", 2, 0.8), row("c", 2, 0.0, "missed")])
+    assert len({len(line.split("  ")) > 3 for line in lines}) == 1
+    sacrum = next(line for line in lines if "sacrum" in line)
+    assert "0.567" in sacrum and "0.000" in sacrum and sacrum.endswith("1, 0")
+    assert score_lines([{"case": "a", "pass": 2, "structure": "sacrum"}]) == []
+
+
+def test_null_becomes_nan_again():
+    back = with_nan({"dice": None, "volume_ml": None, "case": "a"})
+    assert math.isnan(back["dice"]) and back["volume_ml"] is None
+
+
+def test_columns_line_up():
+    assert aligned([("a", "bb"), ("ccc", "d")]) == ["a    bb", "ccc  d"]

@@ -122,6 +122,17 @@ def test_an_oblique_scan_gets_its_mask_on_its_own_grid(processing):
     assert min(dice(mask, label)) > 0.9
 
 
+def test_an_oblique_dicom_series_end_to_end(script, tmp_path):
+    volume, label = oracle.scene(turned_grid(9))
+    recipe = make_subject(3, 0, matrix=64, size="small", padding=None).recipe
+    write_ct(tmp_path / "in" / "oblique", volume, recipe)
+    assert run(script, tmp_path, format=("nifti", "seg")) == 0
+    written = from_sitk(sitk.ReadImage(str(tmp_path / "out" / "oblique" / "mask.nii.gz")))
+    assert np.allclose(written.grid.affine, volume.grid.affine, atol=1e-3)
+    assert min(dice(written.array, label)) > 0.9
+    assert (tmp_path / "out" / "oblique" / "seg.dcm").exists()
+
+
 def test_oblique_labels_on_an_upright_grid_are_the_separable_ones(processing):
     volume, _ = oracle.scene(oracle.scene_grid())
     for result in passes.segment(oracle.model(), volume, 2):

@@ -35,7 +35,7 @@ th, td { text-align: left; padding: .35rem .7rem; border-bottom: 1px solid var(-
 .views { display: grid; grid-template-columns: 2fr 1fr; gap: .5rem; } @media (max-width: 800px) {
   .views { grid-template-columns: 1fr; } } .view { height: 62vh; background: #000; }
 .controls { display: flex; flex-wrap: wrap; gap: 1rem; align-items: center; margin: .6rem 0; }
-img { max-width: 100%; } footer { color: var(--line); margin-top: 2rem; }
+img { max-width: 100%; }
 """
 SCRIPT = """
 const data = JSON.parse(document.getElementById('data').textContent);

@@ -110,3 +110,12 @@ def test_references_beside_image_files(tmp_path):
     assert found["a"].reference_path == tmp_path / "a_seg.nii.gz"
     assert found["b"].reference_path == tmp_path / "b-label.mha"
     assert found["c_seg"].reference_path is None
+
+
+def test_names_are_safe_and_unique(tmp_path):
+    names = ("a/scan.nii.gz", "b/scan.nrrd", "c/SCAN.mha", "d/.hidden.nii", "summary.csv.nii")
+    for name in (*names, "ö .. x.nii.gz", "con.nrrd", "....nii"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(b"")
+    found, _ = cases(tmp_path)
+    assert sorted(found) == ["SCAN_3", "con_2", "scan", "scan_2", "summary.csv_2", "ö_.._x"]

@@ -220,16 +220,6 @@ def test_missing_cut_and_swapped_structures_are_named(script, tmp_path):
     assert femur["volume_ml"] is None and femur["visible_ml"] > 20
 
 
-def test_names_are_safe_and_unique(script, tmp_path):
-    volume, _ = oracle.scene(oracle.scene_grid((6.0, 6.0, 8.0)))
-    for name in ("a/scan.nii.gz", "b/scan.nrrd", "c/SCAN.mha", "d/.hidden.nii", "summary.csv.nii"):
-        write_image(tmp_path / "in" / name, volume)
-    write_image(tmp_path / "in" / "ö .. x.nii.gz", volume)
-    assert run(script, tmp_path) == 0
-    folders = sorted(p.name for p in (tmp_path / "out").iterdir() if p.is_dir())
-    assert folders == ["SCAN_3", "scan", "scan_2", "summary.csv_2", "ö_.._x"]
-
-
 def test_a_zip_is_unpacked(script, tmp_path):
     volume, _ = oracle.scene(oracle.scene_grid())
     write_image(tmp_path / "scan.nrrd", volume)

@@ -85,6 +85,8 @@ class Options:
 
 
 def main(options: Options) -> int:
+    if options.passes < 1:
+        raise ValueError(f"--passes {options.passes}: at least one pass is needed")
     model = load_model(options.model)
     print(introduction(options.model, model))
     if options.tta:
@@ -254,7 +256,7 @@ def one_sentence(error: BaseException) -> str:
 if __name__ == "__main__":
     try:
         sys.exit(main(tyro.cli(Options, description=__doc__)))
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         sys.exit(f"run_inference.py: {error}")
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

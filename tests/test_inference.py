@@ -257,6 +257,7 @@ def test_an_interruption_keeps_finished_cases(script, tmp_path, monkeypatch, cap
     [
         (["--model", "nowhere.pth"], "no network at nowhere.pth"),
         (["--passes", "many"], "invalid"),
+        (["--passes", "0"], "at least one pass"),
     ],
 )
 def test_the_command_line_fails_in_one_sentence(tmp_path, arguments, expected):

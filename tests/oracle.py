@@ -34,7 +34,11 @@ class Oracle(torch.nn.Module):
     def forward(self, image: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         low, high = HU_RANGE
         tissue, *levels = [(hu - low) / (high - low) for hu in (TISSUE_HU, 400.0, 700.0, 950.0)]
-        peak = torch.nn.functional.max_pool3d(image, 5, stride=1, padding=2)[:, 0]
+        peak = image
+        for size in ((5, 1, 1), (1, 5, 1), (1, 1, 5)):
+            padding = [n // 2 for n in size]
+            peak = torch.nn.functional.max_pool3d(peak, size, stride=1, padding=padding)
+        peak = peak[:, 0]
         bone = torch.where(peak > tissue + 0.15, image[:, 0] - (tissue + peak) / 2, -1.0) * 60
         nx = image.shape[2]
         left = torch.arange(nx)[None, :, None, None] >= nx / 2

@@ -90,7 +90,7 @@ def check_orders(processing, straight, orders) -> None:
 
 
 def test_some_axis_orders_give_the_same_mask(processing, straight):
-    check_orders(processing, straight, ORDERS[::9])
+    check_orders(processing, straight, ORDERS[5::14])
 
 
 @pytest.mark.slow
@@ -257,7 +257,6 @@ def test_an_interruption_keeps_finished_cases(script, tmp_path, monkeypatch, cap
     [
         (["--model", "nowhere.pth"], "no network at nowhere.pth"),
         (["--passes", "many"], "invalid"),
-        (["--passes", "0"], "at least one pass"),
     ],
 )
 def test_the_command_line_fails_in_one_sentence(tmp_path, arguments, expected):
@@ -272,6 +271,8 @@ def test_an_empty_input_is_one_sentence(script, tmp_path):
     (tmp_path / "in").mkdir()
     with pytest.raises(ValueError, match="no scan in .*: put DICOM"):
         run(script, tmp_path)
+    with pytest.raises(ValueError, match="at least one pass"):
+        run(script, tmp_path, passes=0)
     with pytest.raises(ValueError, match="no such file or folder"):
         run(script, tmp_path, input=tmp_path / "nowhere")
 

@@ -23,11 +23,11 @@ venv/.installed-dev: requirements-dev.txt venv/.installed
 
 # Every step skips what it finds done, so an interrupted demo goes on when it is started again.
 demo: venv/.installed
-	$(RUN) -m multipass.phantom --output $(DEMO)/ctpel --patients 9 --seed 1 --matrix 256
-	$(RUN) -m multipass.phantom --output $(DEMO)/test_data --patients 3 --seed 2 --matrix 256
+	$(RUN) -m multipass.phantom --output $(DEMO)/ctpel --patients 9 --seed 1 --matrix 256 --jobs 2
+	$(RUN) -m multipass.phantom --output $(DEMO)/test_data --patients 3 --seed 2 --matrix 256 --jobs 2
 	$(RUN) processing.py --input $(DEMO)/ctpel --output $(DEMO)/processed_files
 	$(RUN) training.py --data $(DEMO)/processed_files/complete_dataset.pkl --output $(DEMO) \
-	    --minutes 5.5 --resume
+	    --minutes 7 --steps-per-epoch 40 --resume
 	$(RUN) inference_pipeline/run_inference.py --input $(DEMO)/test_data \
 	    --output $(DEMO)/inference_results --model $(DEMO)/best_model.pth
 

@@ -176,14 +176,14 @@ def train_epoch(
     for step, batch in enumerate(bar):
         if options.schedule == "cosine":
             state.lr = options.lr * cosine(progress(state, step / batches.steps, options))
-        state.optimizer.zero_grad(set_to_none=True)
         summed = torch.zeros((), device=batch.known.device)
         for k, logits in enumerate(
             run(state.network, batch.views, options.passes, amp, batch.disturb)
         ):
-            loss = soft_loss(logits, batch.target(k), batch.known) / options.passes
-            state.scaler.scale(loss).backward()
-            summed += loss.detach()
+            loss = soft_loss(logits, batch.target(k), batch.known)
+            descend(state, loss)
+            summed += loss.detach() / options.passes
+        state.average.update(state.network)
         overlap = hard_dice(logits, batch.target(k), batch.known).nanmean()
         total, dice = state.lap(summed, overlap.to(summed))
         if not np.isfinite(total):
@@ -191,12 +191,6 @@ def train_epoch(
                 f"the loss became {total} in epoch {state.epoch + 1}; best_model.pth and last.pth "
                 "hold the last good weights. A lower --lr may help."
             )
-        state.scaler.unscale_(state.optimizer)
-        average_gradients(state.network)
-        torch.nn.utils.clip_grad_norm_(state.network.parameters(), MAX_GRADIENT_NORM)
-        state.scaler.step(state.optimizer)
-        state.scaler.update()
-        state.average.update(state.network)
         losses.append(total)
         dices.append(dice)
         bar.set_postfix(loss=f"{total:.3f}", dice=f"{dice:.3f}")
@@ -204,6 +198,18 @@ def train_epoch(
             break
     bar.close()
     return float(np.mean(losses)), float(np.nanmean(dices))
+
+
+def descend(state: State, loss: torch.Tensor) -> None:
+    """One step of the optimizer. Each pass takes its own: the context carries no gradient, and at
+    equal time twice the steps learn faster."""
+    state.optimizer.zero_grad(set_to_none=True)
+    state.scaler.scale(loss).backward()
+    state.scaler.unscale_(state.optimizer)
+    average_gradients(state.network)
+    torch.nn.utils.clip_grad_norm_(state.network.parameters(), MAX_GRADIENT_NORM)
+    state.scaler.step(state.optimizer)
+    state.scaler.update()
 
 
 def progress(state: State, part_of_epoch: float, options: Options) -> float:

@@ -41,7 +41,7 @@ MAX_GRADIENT_NORM = 1.0
 # Must be the same in an interrupted run and its continuation.
 SETTINGS = (
     *("seed", "passes", "window", "folds", "fold", "batch_size", "steps_per_epoch"),
-    *("filters", "lr", "weight_decay", "schedule", "ema"),
+    *("filters", "lr", "weight_decay", "schedule", "augmentation", "ema"),
 )
 
 
@@ -65,6 +65,8 @@ class Options:
     lr: float = 5e-3
     weight_decay: float = 1e-2
     schedule: Literal["cosine", "plateau"] = "cosine"
+    augmentation: float = 1.0
+    """strength; less of it fits sooner, which is what a run of minutes needs; 0: mirror alone"""
     ema: float = 0.999
     """decay of the weight average, which is what is validated and saved"""
     filters: tuple[int, int, int, int] = FILTERS
@@ -107,6 +109,7 @@ def main(options: Options) -> None:
         options.seed,
         device,
         options.steps_per_epoch,
+        options.augmentation,
     )
     if options.preview:
         pages = preview(batches, options.output / "preview.png")
@@ -273,6 +276,8 @@ def check(options: Options) -> None:
     for key in ("epochs", "batch_size", "passes"):
         if getattr(options, key) < 1:
             raise ValueError(f"--{key.replace('_', '-')} {getattr(options, key)}: at least 1.")
+    if not 0 <= options.augmentation <= 1:
+        raise ValueError(f"--augmentation {options.augmentation}: between 0 and 1.")
     if options.batch_size % world_size():
         raise ValueError(
             f"--batch-size {options.batch_size} does not divide among {world_size()} processes."

@@ -8,7 +8,7 @@ mirror and elastic deformation are three small matrix products and one resamplin
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -37,6 +37,11 @@ class Space:
     shift_mm: float = 10.0
     scan_scale: tuple[float, float] = (0.95, 1.1)
     box_scale: tuple[float, float] = (0.9, 1.15)
+
+    def scaled(self, strength: float) -> Space:
+        """Deformations of another strength; boxes stay as imperfect as they will be found."""
+        keys = ("rotation_deg", "scale", "shear", "elastic_mm", "cut")
+        return replace(self, **{key: strength * getattr(self, key) for key in keys})
 
 
 @dataclass(frozen=True)

@@ -49,6 +49,7 @@ class Batches:
         windows: ('scan', 'pelvis') or ('scan',), what the passes see.
         batch_size: over all processes, each of which makes its part.
         steps: batches an epoch; 0 for each patient once, and for at least 20 batches.
+        strength: of the augmentation; 1 as designed, 0 none but the mirror and displaced boxes.
     """
 
     def __init__(
@@ -60,13 +61,14 @@ class Batches:
         seed: int,
         device: torch.device,
         steps: int = 0,
+        strength: float = 1.0,
     ) -> None:
         self.cohort, self.ids, self.windows = cohort, list(ids), tuple(windows)
         self.batch_size, self.seed, self.device = batch_size, seed, device
         self.steps = steps or max(FEWEST_STEPS, math.ceil(len(ids) / batch_size))
         self.partners = mirror_partners(cohort.structures)
-        self.place = RandPlacement(Space(), cohort.mirror_allowed)
-        self.intensity = RandIntensity()
+        self.place = RandPlacement(Space().scaled(strength), cohort.mirror_allowed)
+        self.intensity = RandIntensity(strength)
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """This process's part of each batch of an epoch."""

@@ -134,22 +134,26 @@ def _add_rod(image: torch.Tensor, box: np.ndarray, rod: tuple, streaks: tuple) -
 
 
 class RandIntensity(Randomizable):
-    """All intensity augmentations of one sample: (W, X, Y, Z) images and their boxes."""
+    """All intensity augmentations of one sample: (W, X, Y, Z) images and their boxes.
 
-    def __init__(self) -> None:
+    Args:
+        strength: factor of each one's probability.
+    """
+
+    def __init__(self, strength: float = 1.0) -> None:
         set_track_meta(False)  # plain tensors: nothing here moves a voxel
         self.placed: list[RandMetal | RandFieldOfView] = [
-            RandMetal(prob=0.12),
-            RandFieldOfView(prob=0.08),
+            RandMetal(prob=0.12 * strength),
+            RandFieldOfView(prob=0.08 * strength),
         ]
         self.plain = Compose(
             [
-                RandAdjustContrast(prob=0.3, gamma=(0.7, 1.5)),
-                RandScaleIntensity(factors=0.25, prob=0.5),
-                RandShiftIntensity(offsets=0.08, prob=0.5),
-                RandBlur(prob=0.25, sigma=1.2),
-                RandSimulateLowResolution(prob=0.1, zoom_range=(0.5, 1.0)),
-                RandNoise(prob=0.5, std=0.08),
+                RandAdjustContrast(prob=0.3 * strength, gamma=(0.7, 1.5)),
+                RandScaleIntensity(factors=0.25, prob=0.5 * strength),
+                RandShiftIntensity(offsets=0.08, prob=0.5 * strength),
+                RandBlur(prob=0.25 * strength, sigma=1.2),
+                RandSimulateLowResolution(prob=0.1 * strength, zoom_range=(0.5, 1.0)),
+                RandNoise(prob=0.5 * strength, std=0.08),
             ]
         )
 

@@ -1,5 +1,5 @@
 # make demo   the whole pipeline on synthetic DICOM, in demo/ (about ten minutes after installation)
-# make test   the test suite
+# make test   the fast tests, the three scripts among them; make test-slow the others
 # make lint   ruff and mypy
 # The commands below work without make, too; see README.md.
 
@@ -8,7 +8,7 @@ BIN := venv/bin
 DEMO := demo
 RUN := $(BIN)/python
 
-.PHONY: demo test lint install clean-demo
+.PHONY: demo test test-slow lint install clean-demo
 
 install: venv/.installed
 
@@ -31,8 +31,14 @@ demo: venv/.installed
 	$(RUN) inference_pipeline/run_inference.py --input $(DEMO)/test_data \
 	    --output $(DEMO)/inference_results --model $(DEMO)/best_model.pth
 
+# Two tests at a time, one thread each.
+PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n 2
+
 test: venv/.installed-dev
-	$(RUN) -m pytest
+	$(PYTEST) -m "not slow"
+
+test-slow: venv/.installed-dev
+	$(PYTEST) -m slow
 
 lint: venv/.installed-dev
 	$(BIN)/ruff check .

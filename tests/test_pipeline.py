@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import pytest
 import SimpleITK as sitk
 import torch
 
@@ -27,7 +26,6 @@ def run(script: str, *arguments: object, cwd: Path) -> subprocess.CompletedProce
     return done
 
 
-@pytest.mark.slow
 def test_processing_training_and_inference_on_dicom(cohort_dir, tmp_path):
     run("processing.py", "--input", cohort_dir, "--output", tmp_path / "processed", cwd=tmp_path)
     dataset_path = tmp_path / "processed" / "complete_dataset.pkl"

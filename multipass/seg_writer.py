@@ -23,6 +23,7 @@ from pydicom.sr.coding import Code
 
 from multipass import __version__
 from multipass.dcmqi import run_dcmqi
+from multipass.frames import is_multiframe, refer_to_frames, write_stand_ins
 from multipass.patients import replacing
 from multipass.series import Slice
 from multipass.structures import CATEGORY, SIDES, Structure
@@ -62,8 +63,10 @@ def write_seg(
         folder = Path(name)
         sources = folder / "sources"
         sources.mkdir()
-        for number, source in enumerate(dict.fromkeys(piece.path for piece in slices)):
-            _link(source, sources / f"{number:05d}.dcm")
+        frames = write_stand_ins(slices, sources) if is_multiframe(slices) else {}
+        if not frames:
+            for number, source in enumerate(dict.fromkeys(piece.path for piece in slices)):
+                _link(source, sources / f"{number:05d}.dcm")
         sitk.WriteImage(to_sitk(Volume(mask, grid)), str(folder / "mask.nrrd"))
         meta = _meta([(k + 1, structures[k]) for k in found])
         (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
@@ -76,6 +79,8 @@ def write_seg(
         if not (folder / "seg.dcm").exists():
             raise ValueError("dcmqi's itkimage2segimage wrote no file")
         dataset = pydicom.dcmread(folder / "seg.dcm")
+    if frames:
+        refer_to_frames(dataset, frames)
     _settle(dataset)
     with replacing(path) as temporary:
         dataset.save_as(temporary)

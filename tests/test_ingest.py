@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
+from enhanced import write_enhanced
 from orientation import ORDERS, oriented
-from pydicom.dataset import Dataset
-from pydicom.uid import MPEG2MPML, EnhancedCTImageStorage, JPEGLSLossless, RLELossless
+from pydicom.uid import MPEG2MPML, JPEGLSLossless, RLELossless
 from scipy.ndimage import map_coordinates
 
 from multipass.ct import read_ct
@@ -271,35 +271,8 @@ def test_an_unknown_transfer_syntax_is_refused_by_name(patient):
     assert "MPEG2" in refusal(patient)
 
 
-def test_enhanced_multi_frame_ct_reads_like_single_frames(tmp_path, subject, patient):
-    files = by_position(patient)
-    first = pydicom.dcmread(files[0])
-    enhanced = pydicom.dcmread(files[0])
-    enhanced.SOPClassUID = enhanced.file_meta.MediaStorageSOPClassUID = EnhancedCTImageStorage
-    for keyword in ("ImagePositionPatient", "RescaleSlope", "RescaleIntercept", "PixelSpacing"):
-        del enhanced[keyword]
-    enhanced.NumberOfFrames = len(files)
-    shared, orientation, measures = Dataset(), Dataset(), Dataset()
-    orientation.ImageOrientationPatient = first.ImageOrientationPatient
-    measures.PixelSpacing = first.PixelSpacing
-    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [orientation], [measures]
-    enhanced.SharedFunctionalGroupsSequence = [shared]
-    frames, pixels = [], b""
-    for path in np.random.default_rng(0).permutation(files):
-        single = pydicom.dcmread(path)
-        frame, place, rescale = Dataset(), Dataset(), Dataset()
-        place.ImagePositionPatient = single.ImagePositionPatient
-        rescale.RescaleSlope, rescale.RescaleIntercept = (
-            single.RescaleSlope,
-            single.RescaleIntercept,
-        )
-        frame.PlanePositionSequence = [place]
-        frame.PixelValueTransformationSequence = [rescale]
-        frames.append(frame)
-        pixels += single.PixelData
-    enhanced.PerFrameFunctionalGroupsSequence, enhanced.PixelData = frames, pixels
-    (tmp_path / "enhanced").mkdir()
-    enhanced.save_as(tmp_path / "enhanced" / "all.dcm")
+def test_enhanced_multi_frame_ct_reads_like_single_frames(tmp_path, patient):
+    write_enhanced(by_position(patient), tmp_path / "enhanced" / "all.dcm")
     ours = read_ct(choose(find(tmp_path / "enhanced"))[0]).volume
     single = read_ct(choose(find(patient / "im_1"))[0]).volume
     assert np.array_equal(ours.array, single.array)

@@ -9,6 +9,7 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
+from enhanced import write_enhanced
 from orientation import ORDERS, oriented
 
 from multipass.ct import read_ct
@@ -64,6 +65,27 @@ def test_highdicom_reads_the_mask(tmp_path, subject, order, signs):
     ct, mask = read(tmp_path, subject, order, signs)
     write_seg(tmp_path / "seg.dcm", mask, ct.volume.grid, ct.slices, PELVIS)
     assert np.array_equal(by_highdicom(tmp_path / "seg.dcm", ct.volume.grid), mask)
+
+
+def test_a_multi_frame_ct_is_referred_to_frame_by_frame(tmp_path, subject):
+    files = write_ct(tmp_path / "single", subject.volume, subject.recipe)
+    write_enhanced(files, tmp_path / "ct" / "all.dcm")
+    ct = read_ct(choose(find(tmp_path / "ct"))[0])
+    grid = ct.volume.grid
+    write_seg(tmp_path / "seg.dcm", subject.label, grid, ct.slices, PELVIS)
+    assert np.array_equal(by_highdicom(tmp_path / "seg.dcm", grid), subject.label)
+    source = pydicom.dcmread(tmp_path / "ct" / "all.dcm")
+    seg = pydicom.dcmread(tmp_path / "seg.dcm")
+    for frame in seg.PerFrameFunctionalGroupsSequence:
+        (image,) = frame.DerivationImageSequence[0].SourceImageSequence
+        assert image.ReferencedSOPInstanceUID == source.SOPInstanceUID
+        assert image.ReferencedSOPClassUID == source.SOPClassUID
+        other = source.PerFrameFunctionalGroupsSequence[int(image.ReferencedFrameNumber) - 1]
+        np.testing.assert_allclose(
+            np.asarray(frame.PlanePositionSequence[0].ImagePositionPatient, float),
+            np.asarray(other.PlanePositionSequence[0].ImagePositionPatient, float),
+            atol=1e-3,
+        )
 
 
 def test_a_missing_structure_does_not_shift_the_others(tmp_path, subject):

@@ -94,6 +94,8 @@ def _in_order(series: Series) -> tuple[list[Slice], list[str]]:
                 f"images of different sizes, {first.columns} x {first.rows} and "
                 f"{other.columns} x {other.rows}"
             )
+        if other.bits_stored != first.bits_stored:
+            raise ValueError("images of different bit depths in one series")
         if np.abs(np.subtract(other.orientation, first.orientation)).max() > SAME_DIRECTION:
             raise ValueError("images of different orientations in one series")
         if not np.allclose(

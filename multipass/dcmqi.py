@@ -16,7 +16,7 @@ from pydicom.dataset import Dataset
 from scipy import ndimage
 
 from multipass.ct import CT
-from multipass.series import read_dicom
+from multipass.series import read_dicom, short
 from multipass.volume import Grid, Volume, axis_order, from_sitk, ints3
 from multipass.volume import upright as to_upright
 
@@ -25,6 +25,7 @@ DCMQI_TIMEOUT_S = 600
 # A frame further than this from its slice, in voxels, was misplaced.
 FRAME_TOLERANCE = 0.1
 SAME_SLICE_MM = 0.1
+SEGMENT_NUMBER = pydicom.tag.Tag("ReferencedSegmentNumber")
 
 
 def dcmqi_command(name: str) -> str:
@@ -68,7 +69,13 @@ def read_segments(path: Path, tilted: CT | None) -> list[tuple[dict, Volume]]:
     """The file's segments: attributes and mask (bool, or float32 in [0, 1] if FRACTIONAL), each
     cropped to its bounding box, on the SEG's own grid, in LPS order unless that is oblique."""
     header = read_dicom(path)
-    maximum = _fractional_maximum(header)
+    try:
+        maximum = _fractional_maximum(header)
+        _check_segment_numbers(header)
+    except ValueError:
+        raise
+    except Exception as error:  # pydicom decodes values when they are asked for
+        raise ValueError(f"{path.name}: damaged DICOM header ({short(error)})") from None
     converted = []
     with tempfile.TemporaryDirectory(prefix="multipass_") as folder:
         source = path if tilted is None else _without_drift(path, tilted, Path(folder))
@@ -134,6 +141,34 @@ def _check_frames(header: Dataset, grid: Grid) -> None:
             "the segmentation's frames do not lie on evenly spaced slices, or its spacing between "
             f"slices is wrong (off by up to {off:.2g} voxels)"
         )
+
+
+def _check_segment_numbers(header: Dataset) -> None:
+    """Raise ValueError unless each frame names one segment, in its identification as in its
+    dimension index, and no segment has two frames at one place."""
+    if header.get("SegmentationType") == "LABELMAP":
+        return
+    pointers = [item.DimensionIndexPointer for item in header.get("DimensionIndexSequence") or []]
+    column = pointers.index(SEGMENT_NUMBER) if SEGMENT_NUMBER in pointers else None
+    places, named = set(), set()
+    for number, frame in enumerate(header.get("PerFrameFunctionalGroupsSequence") or [], 1):
+        owner = frame.get("SegmentIdentificationSequence") or header.get(
+            "SharedFunctionalGroupsSequence", [Dataset()]
+        )[0].get("SegmentIdentificationSequence")
+        if not owner:
+            raise ValueError(f"frame {number} of the segmentation names no segment")
+        segment = int(owner[0].ReferencedSegmentNumber)
+        content = (frame.get("FrameContentSequence") or [Dataset()])[0]
+        index = np.atleast_1d(content.get("DimensionIndexValues") or [])
+        if column is not None and column < len(index):
+            named.add((int(index[column]), segment))
+        plane = frame.get("PlanePositionSequence")
+        place = (segment, *(plane[0].ImagePositionPatient if plane else (number,)))
+        if place in places:
+            raise ValueError(f"segment {segment} has two frames at one place")
+        places.add(place)
+    if not len(named) == len({index for index, _ in named}) == len({s for _, s in named}):
+        raise ValueError("the segmentation's frames contradict their dimension index")
 
 
 def _fractional_maximum(header: Dataset) -> int | None:

@@ -39,7 +39,7 @@ _HEADER_TAGS = [
     *("StudyInstanceUID", "FrameOfReferenceUID", "SeriesDescription", "SeriesNumber"),
     *("PatientID", "PatientPosition", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"),
     *("PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient"),
-    *("RescaleSlope", "RescaleIntercept", "ReferencedSeriesSequence"),
+    *("RescaleSlope", "RescaleIntercept", "ReferencedSeriesSequence", "BitsStored"),
 ]
 # A SEG's per-frame groups take long to read and are not needed.
 _MULTIFRAME_TAGS = ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
@@ -67,6 +67,7 @@ class Slice:
     orientation: tuple[float, ...]
     slope: float
     intercept: float
+    bits_stored: int = 16
 
     @property
     def normal(self) -> np.ndarray:
@@ -130,17 +131,18 @@ def find(folders: Path | Iterable[Path]) -> Found:
             continue
         try:
             header = read_header(path)
+            if header.get("Modality") == "SEG":
+                found.seg.append(_seg_header(path, header))
+            elif header.get("SOPClassUID") in CT_CLASSES and header.get("Modality") == "CT":
+                localizer = "LOCALIZER" in _image_type(header)
+                groups[str(header.get("SeriesInstanceUID", "")), localizer].append((path, header))
+            else:
+                what = f"{header.get('Modality', 'no modality')}, not a CT image"
+                found.left_out.append((path.name, what))
         except ValueError as error:
-            found.left_out.append((path.name, str(error)))
-            continue
-        if header.get("Modality") == "SEG":
-            found.seg.append(_seg_header(path, header))
-        elif header.get("SOPClassUID") in CT_CLASSES and header.get("Modality") == "CT":
-            localizer = "LOCALIZER" in _image_type(header)
-            groups[str(header.get("SeriesInstanceUID", "")), localizer].append((path, header))
-        else:
-            what = f"{header.get('Modality', 'no modality')}, not a CT image"
-            found.left_out.append((path.name, what))
+            found.left_out.append((path.name, short(error)))
+        except Exception as error:  # values are decoded when they are asked for
+            found.left_out.append((path.name, f"damaged DICOM header ({short(error)})"))
     found.ct = [_series(uid, members) for (uid, _), members in sorted(groups.items())]
     return found
 
@@ -168,11 +170,12 @@ def read_dicom(path: Path, **options) -> Dataset:
     except InvalidDicomError:
         raise ValueError("not a DICOM file") from None
     except Exception as error:  # pydicom raises many kinds on damaged files
-        raise ValueError(f"damaged DICOM header ({_short(error)})") from None
+        raise ValueError(f"damaged DICOM header ({short(error)})") from None
 
 
-def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:120] or type(error).__name__
+def short(error: Exception) -> str:
+    printable = "".join(c if c.isprintable() else " " for c in str(error))
+    return " ".join(printable.split())[:160] or type(error).__name__
 
 
 def _image_type(header: Dataset) -> tuple[str, ...]:
@@ -197,9 +200,9 @@ def _series(uid: str, members: list[tuple[Path, Dataset]]) -> Series:
         try:
             slices += _slices(path, header)
         except ValueError as error:
-            refused.append(f"{path.name}: {error}")
+            refused.append(f"{path.name}: {short(error)}")
         except Exception as error:  # malformed values surface as many kinds
-            refused.append(f"{path.name}: damaged header ({_short(error)})")
+            refused.append(f"{path.name}: damaged header ({short(error)})")
     first = members[0][1]
     number = str(first.get("SeriesNumber", "") or "")
     return Series(
@@ -290,6 +293,7 @@ def _slice(path: Path, frame: int, header: Dataset, owners: list[Dataset]) -> Sl
         orientation=tuple(np.concatenate([row / lengths[0], column / lengths[1]]).tolist()),
         slope=slope,
         intercept=intercept,
+        bits_stored=int(header.get("BitsStored") or 16),
     )
 
 

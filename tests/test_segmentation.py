@@ -189,6 +189,31 @@ def test_a_segment_without_frames_is_annotated_as_empty(patient, tmp_path):
     assert statuses["left hip bone"] == "complete"
 
 
+@pytest.mark.parametrize(
+    ("damage", "words"),
+    [
+        ("unnamed", "names no segment"),
+        ("twice", "two frames at one place|contradict their dimension index"),
+        ("moved", "contradict their dimension index|two frames at one place"),
+    ],
+)
+def test_frames_that_name_the_wrong_segment_are_refused(patient, tmp_path, damage, words):
+    folder, subject = patient
+    dataset = pydicom.dcmread(find(folder).seg[0].path)
+    frames = dataset.PerFrameFunctionalGroupsSequence
+    if damage == "unnamed":
+        del frames[7].SegmentIdentificationSequence
+    elif damage == "twice":
+        frames[1].PlanePositionSequence = frames[0].PlanePositionSequence
+    else:
+        identification = frames[0].SegmentIdentificationSequence[0]
+        last = frames[-1].SegmentIdentificationSequence[0].ReferencedSegmentNumber
+        identification.ReferencedSegmentNumber = last
+    dataset.save_as(tmp_path / "seg.dcm")
+    with pytest.raises(ValueError, match=words):
+        read_reference([header(tmp_path / "seg.dcm")], subject.volume.grid)
+
+
 def test_three_segments_on_one_voxel_get_a_third_each():
     grid = Grid((4, 4, 4), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
     segments = [

@@ -9,10 +9,10 @@ import numpy as np
 
 from multipass.ct import CT, read_ct
 from multipass.patients import FORMAT
-from multipass.segmentation import Reference, read_reference
+from multipass.segmentation import Reference, marked_cut, read_reference
 from multipass.series import Found, SegHeader, Series, choose, find
 from multipass.structures import Structure, by_codes
-from multipass.volume import Grid, Volume, upright
+from multipass.volume import AIR_HU, Grid, Volume, upright
 from multipass.windows import (
     body_box,
     guarded,
@@ -55,6 +55,7 @@ def prepare_patient(
     ct = read_ct(series)
     volume = upright(ct.volume)
     reference = read_reference(headers, volume.grid, rules, ct if ct.is_tilted else None)
+    reference = marked_cut(reference, volume.array.max(axis=2) <= AIR_HU)
     scan, pelvis = _windows(volume, reference)
     patient = {
         "format": FORMAT,

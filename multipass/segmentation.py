@@ -124,6 +124,25 @@ def read_reference(
     return Reference(grid, tuple(segments), tuple(notes))
 
 
+def marked_cut(reference: Reference, outside: np.ndarray) -> Reference:
+    """The reference with structures marked as cut that touch columns outside the field of view.
+
+    Args:
+        outside: bool (X, Y), True where the scan has no pixel in any slice, as outside of a
+            circular field of view.
+    """
+    segments = []
+    for segment in reference.segments:
+        if segment.status == "complete":
+            (x, y), (nx, ny) = segment.start[:2], segment.mask.shape[:2]
+            shadow = np.pad(segment.mask.any(axis=2), 1)
+            around = outside[x - 1 : x + nx + 1, y - 1 : y + ny + 1]
+            if (ndimage.binary_dilation(shadow) & around).any():
+                segment = replace(segment, status="cut")
+        segments.append(segment)
+    return replace(reference, segments=tuple(segments))
+
+
 # ----------------------------------------------------------------- placement
 
 

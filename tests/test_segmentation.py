@@ -14,7 +14,7 @@ from pydicom.data import get_testdata_file
 from pydicom.pixels import pack_bits
 
 from multipass.phantom import make_subject, write_subject
-from multipass.segmentation import Segment, _share_overlaps, read_reference
+from multipass.segmentation import Reference, Segment, _share_overlaps, marked_cut, read_reference
 from multipass.series import SegHeader, find
 from multipass.structures import PELVIS, read_rules
 from multipass.volume import Grid
@@ -212,6 +212,17 @@ def test_frames_that_name_the_wrong_segment_are_refused(patient, tmp_path, damag
     dataset.save_as(tmp_path / "seg.dcm")
     with pytest.raises(ValueError, match=words):
         read_reference([header(tmp_path / "seg.dcm")], subject.volume.grid)
+
+
+def test_a_structure_at_the_edge_of_a_round_field_of_view_is_cut():
+    grid = Grid((20, 20, 6), (1.0, 1.0, 1.0), (0.0, 0.0, 0.0))
+    x, y = np.ogrid[:20, :20]
+    outside = np.hypot(x - 9.5, y - 9.5) > 9
+    inner = Segment(PELVIS[0], (8, 8, 1), np.ones((4, 4, 4), bool), "complete")
+    outer = Segment(PELVIS[1], (2, 4, 1), np.ones((3, 3, 4), bool), "complete")
+    nothing = Segment(PELVIS[2], (0, 0, 0), np.zeros((0, 0, 0), bool), "empty")
+    marked = marked_cut(Reference(grid, (inner, outer, nothing), ()), outside)
+    assert [s.status for s in marked.segments] == ["complete", "cut", "empty"]
 
 
 def test_three_segments_on_one_voxel_get_a_third_each():

@@ -268,7 +268,7 @@ def read_in_process(sender, work: Path, good: Path, kind: str) -> None:
 
 
 def image_verdict(volume: Volume, good: Volume) -> tuple[str, str]:
-    """Another grid is another image, and another rescale another one; else few voxels may differ."""
+    """Another grid or another rescale is another image; else few voxels may differ."""
     if volume.grid != good.grid:
         return "same", f"grid {volume.grid}"
     changed = np.count_nonzero(volume.array != good.array)

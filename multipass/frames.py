@@ -37,8 +37,8 @@ def write_stand_ins(slices: Sequence[Slice], folder: Path) -> dict[str, tuple[st
                 headers[piece.path].pop(keyword, None)
             owner = str(headers[piece.path].SOPClassUID)
         header = headers[piece.path]
-        uid = str(generate_uid(entropy_srcs=[piece.sop_uid, str(piece.frame)]))
-        frames[uid] = (owner, piece.sop_uid, piece.frame + 1)
+        uid = generate_uid(entropy_srcs=[piece.sop_uid, str(piece.frame)])
+        frames[str(uid)] = (owner, piece.sop_uid, piece.frame + 1)
         header.SOPClassUID = header.file_meta.MediaStorageSOPClassUID = CTImageStorage
         header.SOPInstanceUID = header.file_meta.MediaStorageSOPInstanceUID = uid
         header.ImagePositionPatient = [f"{v:.6f}" for v in piece.position_mm]
@@ -65,7 +65,7 @@ def refer_to_frames(dataset: Dataset, frames: dict[str, tuple[str, str, int]]) -
 
 def _instances(items, frames: dict[str, tuple[str, str, int]]) -> list[Dataset]:
     """One reference for each multi-frame image."""
-    kept = {}
+    kept: dict[str, Dataset] = {}
     for item in items:
         owner, uid, _ = frames[str(item.ReferencedSOPInstanceUID)]
         item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = owner, uid

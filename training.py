@@ -204,8 +204,8 @@ def train_epoch(
 
 
 def descend(state: State, loss: torch.Tensor) -> None:
-    """One step of the optimizer. Each pass takes its own: the context carries no gradient, and at
-    equal time twice the steps learn faster."""
+    """One step of the optimizer. Each pass takes its own: the context carries no gradient, so that
+    a pass need not wait for the next, and a step more costs next to nothing."""
     state.optimizer.zero_grad(set_to_none=True)
     state.scaler.scale(loss).backward()
     state.scaler.unscale_(state.optimizer)

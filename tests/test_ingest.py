@@ -53,8 +53,16 @@ def dice(one: np.ndarray, other: np.ndarray) -> float:
     return 2 * np.count_nonzero(one & other) / (np.count_nonzero(one) + np.count_nonzero(other))
 
 
+@pytest.fixture(scope="module")
+def plain_file(tmp_path_factory, subject) -> dict:
+    """The patient file of the subject as it lies."""
+    folder = tmp_path_factory.mktemp("plain") / "Patient_01"
+    label = Volume(subject.label, subject.volume.grid)
+    return prepare_patient(written(folder, subject, subject.volume, label), folder.parent)[0]
+
+
 @pytest.mark.parametrize(("order", "signs"), ORDERS)
-def test_any_acquisition_gives_the_same_voxels(tmp_path, subject, order, signs):
+def test_any_acquisition_gives_the_same_patient_file(tmp_path, subject, plain_file, order, signs):
     volume = oriented(subject.volume, order, signs)
     label = oriented(Volume(subject.label, subject.volume.grid), order, signs)
     _, result, reference = read(written(tmp_path, subject, volume, label))
@@ -63,6 +71,16 @@ def test_any_acquisition_gives_the_same_voxels(tmp_path, subject, order, signs):
     assert np.abs(result.array - wanted).max() <= max(1, subject.recipe.slope)
     assert [s.structure for s in reference.segments] == list(PELVIS)
     assert np.array_equal(reference.labels(), subject.label)
+    file, _ = prepare_patient(tmp_path, tmp_path.parent)
+    for view, wanted in ((file, plain_file), (file["scan"], plain_file["scan"])):
+        np.testing.assert_allclose(
+            [*view["window"]["origin_mm"], *view["window"]["spacing_mm"]],
+            [*wanted["window"]["origin_mm"], *wanted["window"]["spacing_mm"]],
+            atol=1e-3,
+        )
+        assert np.abs(view["image"] - wanted["image"]).max() < 0.005
+        assert np.abs(view["fractions"].astype(int) - wanted["fractions"]).max() <= 1
+        assert (view["label"] != wanted["label"]).mean() < 1e-4
 
 
 def test_oblique_acquisition_comes_upright(tmp_path, subject):

@@ -61,6 +61,9 @@ class Placement:
     pelvis_box: np.ndarray
     mirrored: bool
 
+    def box(self, window: str) -> np.ndarray:
+        return {"scan": self.scan_box, "pelvis": self.pelvis_box}[window]
+
 
 def control_positions(domain: np.ndarray) -> np.ndarray:
     """(n, n, n, 3) positions of the control points; one lies beyond the domain on each side."""

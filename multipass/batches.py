@@ -46,7 +46,7 @@ class Batches:
     """Augmented batches of a cohort; the same for the same seed, epoch and position.
 
     Args:
-        windows: ('scan', 'pelvis') or ('scan',), what the passes see.
+        windows: 'scan' or 'pelvis', what each pass sees.
         batch_size: over all processes, each of which makes its part.
         steps: batches an epoch; 0 for each patient once, and for at least 20 batches.
         strength: of the augmentation; 1 as designed, 0 none but the mirror and displaced boxes.
@@ -91,7 +91,7 @@ class Batches:
         sample = self.cohort.sample(patient_id, self.device)
         self.place.set_random_state(state=state)
         place = self.place(sample)
-        boxes = [place.scan_box, place.pelvis_box][: len(self.windows)]
+        boxes = [place.box(window) for window in self.windows]
         seen = torch.stack([look(sample, place, window) for window in self.windows])
         known = sample.known
         if place.mirrored:
@@ -129,5 +129,5 @@ def as_it_is(cohort: Cohort, patient_id: str, windows: Sequence[str], device) ->
     sample = cohort.sample(patient_id, device)
     place = undeformed(sample)
     seen = torch.stack([look(sample, place, window) for window in windows])
-    boxes = [place.scan_box, place.pelvis_box][: len(windows)]
+    boxes = [place.box(window) for window in windows]
     return collate([(seen[:, 0], seen[:, 1:], boxes, sample.known, None)])

@@ -94,16 +94,16 @@ def segment(model: Model, volume: Volume, passes: int | None = None) -> list[Pas
         One result a pass.
     """
     scan = scan_windows(body_box(volume))
-    results = [_look(model, volume, scan, None, [])]
+    results = [look_through(model, volume, scan, None, [])]
     for index in range(1, passes or model.passes):
         windows, flags = results[-1].windows, results[-1].flags
         if index == 1 and model.window == "pelvis":
-            windows, flags = _closer(results[0], volume)
-        results.append(_look(model, volume, windows, results[-1], flags))
+            windows, flags = closer(results[0], volume)
+        results.append(look_through(model, volume, windows, results[-1], flags))
     return results
 
 
-def _look(
+def look_through(
     model: Model, volume: Volume, windows: list[Grid], before: PassResult | None, flags: list[str]
 ) -> PassResult:
     """One pass over one or several windows of a scan, window by window to bound memory."""
@@ -130,7 +130,8 @@ def _context(before: PassResult, window: Grid, device: torch.device) -> torch.Te
     return total
 
 
-def _closer(first: PassResult, volume: Volume) -> tuple[list[Grid], list[str]]:
+def closer(first: PassResult, volume: Volume) -> tuple[list[Grid], list[str]]:
+    """The pelvis window that a pass over the scan found, and flags where it found none."""
     foreground = joined(first.windows, [1 - p[0] for p in first.probabilities])
     box = pelvis_box(foreground, volume.grid.box_mm())
     if box is None:

@@ -1,0 +1,64 @@
+"""The tables of benchmarks/ablation.py."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from multipass.metrics import bootstrap_interval
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("ablation", ROOT / "benchmarks" / "ablation.py")
+    module = importlib.util.module_from_spec(spec)
+    before, known = list(sys.path), set(sys.modules)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    yield module
+    sys.path[:] = before
+    for name in {"ablation", "training"} - known:
+        sys.modules.pop(name, None)
+
+
+def rows(script, gain):
+    """Two seeds, four patients, two structures; the second pass gains `gain` of a patient."""
+    found = []
+    for seed in (0, 1):
+        for patient in range(4):
+            for output in ("pass 1", "pass 2"):
+                for structure in ("sacrum", "left femur"):
+                    dice = 0.8 + 0.01 * patient + 0.02 * seed
+                    dice += gain[patient] if output == "pass 2" else 0
+                    values = ("multi-pass", str(seed), str(patient), output)
+                    row = dict(zip(script.KEY, values, strict=True))
+                    figures = {"dice": f"{dice:.4f}", "hd95_mm": "3", "outcome": "scored"}
+                    found.append(row | {"structure": structure} | figures)
+    return found
+
+
+def test_a_patient_counts_once_whatever_the_seeds(script):
+    gain = [0.01, 0.02, 0.03, 0.04]
+    found = rows(script, gain)
+    values = script.by_patient(found, "dice")
+    one, two = ("multi-pass", "pass 1"), ("multi-pass", "pass 2")
+    assert values[one]["1"] == pytest.approx(0.82)
+    differences = script.paired(values, two, one)
+    assert differences == pytest.approx(gain)
+    low, high = bootstrap_interval(gain)
+    line = next(line for line in script.table(found) if "multi-pass, pass 2 - " in line)
+    assert f"{np.mean(gain):.4f} [{low:.4f}, {high:.4f}]" in line
+
+
+def test_a_missed_structure_is_counted_and_has_no_distance(script):
+    found = rows(script, [0.0] * 4)
+    found[0] |= {"dice": "0", "hd95_mm": "nan", "outcome": "missed"}
+    line = next(line for line in script.table(found) if line.startswith("| multi-pass | pass 1 "))
+    assert line.endswith("| 3.0 [3.0, 3.0] | 1 |")
+    assert "| 0.610 |" in line

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,7 +127,8 @@ def main(options: Options) -> None:
         say(f"Going on after epoch {state.epoch} of run {origin['name']}.")
     log = None
     if rank() == 0:
-        facts = {**origin, "device": str(device), "versions": checkpoint.versions()}
+        facts = {**origin, "options": asdict(options), "device": str(device)}
+        facts["versions"] = checkpoint.versions()
         log = RunLog(options.output / "runs" / origin["name"], facts, state.epoch)
     say(
         f"{len(train_ids)} patients train, {len(val_ids)} validate, on {device.type}; "
@@ -232,8 +233,9 @@ def record(state: State, loss: float, dice: float, scores: np.ndarray, cohort: C
     row: dict[str, Any] = {"epoch": state.epoch, "lr": state.lr, "seconds": state.seconds}
     row |= {"train_loss": loss, "train_dice": dice, "dice": by_pass[-1]}
     row |= {f"dice_pass{k}": value for k, value in enumerate(by_pass, start=1)}
-    for i, structure in enumerate(cohort.structures):
-        row[f"dice_{structure.name}"] = float(np.nanmean(scores[:, -1, i]))
+    for k, of_pass in enumerate(np.nanmean(scores, axis=0).tolist(), start=1):
+        for structure, value in zip(cohort.structures, of_pass, strict=True):
+            row[f"dice_pass{k}_{structure.name}"] = value
     state.history.append(row)
     say(
         f"epoch {state.epoch}: training loss {loss:.4f}, Dice {dice:.4f}; validation Dice "

@@ -99,9 +99,11 @@ def test_the_run_folder(finished):
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert float(rows[-1]["dice_pass2"]) == float(rows[-1]["dice"])
-    assert "dice_left femur" in rows[0]
+    by_structure = [float(rows[-1][f"dice_pass1_{structure.name}"]) for structure in PELVIS]
+    assert float(rows[-1]["dice_pass1"]) == pytest.approx(np.mean(by_structure))
     config = json.loads((folder / "config.json").read_text())
     assert config["settings"]["seed"] == 0 and len(config["trained_on"]["data_sha256"]) == 64
+    assert config["options"]["epochs"] == 3 and config["options"]["filters"] == [4, 4, 8, 8]
     assert config["versions"]["torch"] == torch.__version__
     assert (folder / "curves.png").stat().st_size > 5000
     events = EventAccumulator(str(folder))

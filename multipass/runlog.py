@@ -118,7 +118,7 @@ def draw_curves(
     passes.plot(epochs, [row["train_dice"] for row in history], "k:", label="training, last pass")
     keys = [key for key in history[-1] if re.fullmatch(r"dice_pass\d+", key)]
     for key in keys:
-        passes.plot(epochs, [row[key] for row in history], label=key.removeprefix("dice_"))
+        passes.plot(epochs, [row[key] for row in history], label=key.replace("dice_pass", "pass "))
         style = "-" if key == keys[-1] else ":"
         for structure in structures:
             values = [row[f"{key}_{structure.name}"] for row in history]
@@ -126,11 +126,11 @@ def draw_curves(
             colour = np.divide(structure.colour, 255)
             bones.plot(epochs, values, color=colour, label=label, linestyle=style)
     passes.set(title="Dice, validation", xlabel="epoch", ylim=(0, 1))
-    bones.set(title="Dice, validation; dotted: before the last pass", xlabel="epoch", ylim=(0, 1))
+    bones.set(title="Dice, validation (dotted: earlier passes)", xlabel="epoch", ylim=(0, 1))
     rate.plot(epochs, [row["lr"] for row in history], color="k")
     rate.set(title="learning rate", xlabel="epoch")
     for axes in (passes, bones):
-        axes.legend(fontsize=8, loc="lower right")
+        axes.legend(fontsize=8, loc="best")
     for axes in (loss, passes, bones, rate):
         axes.grid(alpha=0.3)
     with replacing(path) as temporary:

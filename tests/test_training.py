@@ -112,6 +112,33 @@ def test_the_run_folder(finished):
     assert events.Images("validation")
 
 
+def test_without_scans_it_ends_with_the_windows_grids(finished):
+    output, done = finished
+    assert "No scan of a validation patient in" in done.stdout
+    folder = output / "runs" / "one"
+    with (folder / "grid.csv").open() as file:
+        last = [float(r["dice"]) for r in csv.DictReader(file) if r["pass"] == "2"]
+    with (folder / "history.csv").open() as file:
+        best = max(float(row["dice"]) for row in csv.DictReader(file))
+    assert np.mean(last) == pytest.approx(best, abs=1e-4)
+    assert not (folder / "native.csv").exists()
+
+
+def test_resuming_a_finished_run_gives_its_table_again(script, data, tmp_path, capsys):
+    options = script.Options(
+        data=data, output=tmp_path, name="one", filters=(4, 4, 8, 8), folds=3, steps_per_epoch=1,
+        epochs=1, dicom=tmp_path / "nowhere",
+    )  # fmt: skip
+    assert script.main(options) == 0
+    table = tmp_path / "runs" / "one" / "grid.csv"
+    before, best = table.read_bytes(), (tmp_path / "best_model.pth").read_bytes()
+    table.unlink()
+    assert script.main(replace(options, resume=True)) == 0
+    assert "Going on after epoch 1" in capsys.readouterr().out
+    assert table.read_bytes() == before
+    assert (tmp_path / "best_model.pth").read_bytes() == best
+
+
 def test_resumed_after_kill_9_equals_undisturbed(data, finished, tmp_path):
     """Bit by bit; so two runs are the same as well."""
     start = command(data, tmp_path, "--epochs", "3", "--resume")
@@ -180,10 +207,11 @@ def test_bad_input_is_one_sentence(tmp_path):
         ({"folds": 3, "fold": 3}, "folds 0 to 2"),
         ({"passes": 0}, "--passes"),
         ({"folds": 3, "init": Path("nowhere.pth")}, "no such checkpoint"),
+        ({"folds": 3, "structures": Path("nowhere.json")}, "nowhere.json"),
     ],
 )
 def test_options_that_make_no_sense(script, data, tmp_path, options, needed):
-    with pytest.raises(ValueError, match=needed):
+    with pytest.raises((ValueError, OSError), match=needed):
         script.main(script.Options(data=data, output=tmp_path, filters=(4, 4, 8, 8), **options))
     assert not list(tmp_path.iterdir())
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from multipass import checkpoint
 from multipass.cohort import Cohort
 from multipass.loss import hard_dice, soft_loss, with_background
-from multipass.patients import write_patient
+from multipass.patients import read_patient, write_patient
 from multipass.structures import PELVIS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -255,6 +256,35 @@ def test_the_folder_is_the_same_cohort_as_the_file(data):
     assert held.ids == streamed.ids and held.structures == streamed.structures
     one, two = (c.sample("Patient_02", torch.device("cpu")) for c in (held, streamed))
     assert torch.equal(one.crop, two.crop) and torch.equal(one.scan, two.scan)
+
+
+def test_a_folder_is_read_one_patient_at_a_time(data, monkeypatch):
+    alive: list[weakref.ref] = []
+    together = []
+
+    def watched(path: Path) -> dict:
+        together.append(sum(image() is not None for image in alive))
+        patient = read_patient(path)
+        alive.append(weakref.ref(patient["fractions"]))
+        return patient
+
+    monkeypatch.setattr("multipass.cohort.read_patient", watched)
+    opened = Cohort(data.parent)
+    for patient_id in 2 * opened.ids:
+        opened.sample(patient_id, torch.device("cpu"))
+    assert len(together) == 9
+    assert max(together) <= 1
+
+
+def test_a_dataset_too_large_to_hold_is_read_from_the_files_beside_it(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("multipass.cohort.MAX_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("multipass.cohort.read_dataset", None)
+    assert Cohort(data).ids == Cohort(data.parent).ids
+    monkeypatch.undo()
+    monkeypatch.setattr("multipass.cohort.MAX_IN_MEMORY_BYTES", 0)
+    alone = tmp_path / "complete_dataset.pkl"
+    alone.hardlink_to(data)
+    assert Cohort(alone).ids == Cohort(data).ids
 
 
 def test_an_absent_structure_keeps_its_channel(tmp_path):

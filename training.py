@@ -65,7 +65,8 @@ class Options:
     steps_per_epoch: int = 0
     """batches an epoch; 0: each patient once, and at least 20 batches"""
     minutes: float = 0.0
-    """stop after this time; the cosine schedule follows the clock; 0: all epochs"""
+    """stop training after this time (scoring at the end comes on top); the cosine schedule follows
+    the clock; 0: all epochs"""
     batch_size: int = 1
     """over all processes of torchrun"""
     lr: float = 5e-3

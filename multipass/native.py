@@ -25,7 +25,7 @@ from multipass.patients import replacing
 from multipass.prepare import find_images
 from multipass.scoring import score
 from multipass.segmentation import Identify
-from multipass.series import choose
+from multipass.series import choose, short
 from multipass.structures import by_codes
 from multipass.tables import score_lines, write_summary
 from multipass.trainer import patient_dice
@@ -96,7 +96,7 @@ def _native_rows(
         except (ValueError, OSError) as error:
             failed.append((patient_id, str(error)))
         except Exception as error:  # a fault of ours must not stop the others
-            failed.append((patient_id, f"unexpected {type(error).__name__}: {error}"))
+            failed.append((patient_id, f"unexpected {type(error).__name__}: {short(error)}"))
     return rows, failed
 
 

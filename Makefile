@@ -26,8 +26,8 @@ demo: venv/.installed
 	$(RUN) -m multipass.phantom --output $(DEMO)/ctpel --patients 9 --seed 1 --matrix 256 --jobs 2
 	$(RUN) -m multipass.phantom --output $(DEMO)/test_data --patients 3 --seed 2 --matrix 256 --jobs 2
 	$(RUN) processing.py --input $(DEMO)/ctpel --output $(DEMO)/processed_files
-	$(RUN) training.py --data $(DEMO)/processed_files/complete_dataset.pkl --output $(DEMO) \
-	    --minutes 7.5 --steps-per-epoch 40 --augmentation 0.3 --resume
+	$(RUN) training.py --data $(DEMO)/processed_files/complete_dataset.pkl --dicom $(DEMO)/ctpel \
+	    --output $(DEMO) --minutes 7.5 --steps-per-epoch 40 --augmentation 0.3 --resume
 	$(RUN) inference_pipeline/run_inference.py --input $(DEMO)/test_data \
 	    --output $(DEMO)/inference_results --model $(DEMO)/best_model.pth
 

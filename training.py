@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,10 +29,12 @@ from multipass import checkpoint
 from multipass.batches import Batches, as_it_is
 from multipass.cohort import Cohort
 from multipass.loss import hard_dice, soft_loss
+from multipass.native import final_scores
 from multipass.network import FILTERS, MultiPassUNet
 from multipass.passes import precision, run
 from multipass.processes import average_gradients, rank, start_processes, world_size
 from multipass.runlog import RunLog, preview
+from multipass.structures import by_codes, read_rules
 from multipass.trainer import State, cosine, resume, start_from, validate
 from multipass.windows import HU_RANGE
 
@@ -51,6 +53,10 @@ class Options:
 
     data: Path = ROOT / "processed_files" / "complete_dataset.pkl"
     """complete_dataset.pkl, or the folder of patient files, which is then streamed"""
+    dicom: Path = ROOT / "ctpel"
+    """what processing.py read: the validation patients' scans, for the table at the end"""
+    structures: Path | None = None
+    """JSON file of a site's own segment names, if processing.py was given one"""
     output: Path = ROOT
     """where best_model.pth, last.pth and runs/ go"""
     name: str = ""
@@ -59,7 +65,8 @@ class Options:
     steps_per_epoch: int = 0
     """batches an epoch; 0: each patient once, and at least 20 batches"""
     minutes: float = 0.0
-    """stop after this time; the cosine schedule follows the clock; 0: all epochs"""
+    """stop training after this time (scoring at the end comes on top); the cosine schedule follows
+    the clock; 0: all epochs"""
     batch_size: int = 1
     """over all processes of torchrun"""
     lr: float = 5e-3
@@ -93,7 +100,7 @@ class Options:
         return ("scan", "pelvis") if closer else ("scan",)
 
 
-def main(options: Options) -> None:
+def main(options: Options) -> int:
     check(options)
     device = start_processes()
     torch.manual_seed(options.seed)
@@ -114,7 +121,7 @@ def main(options: Options) -> None:
     if options.preview:
         pages = preview(batches, options.output / "preview.png")
         say(f"Augmented samples: {', '.join(map(str, pages))}")
-        return
+        return 0
 
     network = MultiPassUNet(1 + len(cohort.structures), options.filters).to(device)
     if options.init:
@@ -127,7 +134,8 @@ def main(options: Options) -> None:
         say(f"Going on after epoch {state.epoch} of run {origin['name']}.")
     log = None
     if rank() == 0:
-        facts = {**origin, "device": str(device), "versions": checkpoint.versions()}
+        facts = {**origin, "options": asdict(options), "device": str(device)}
+        facts["versions"] = checkpoint.versions()
         log = RunLog(options.output / "runs" / origin["name"], facts, state.epoch)
     say(
         f"{len(train_ids)} patients train, {len(val_ids)} validate, on {device.type}; "
@@ -138,7 +146,7 @@ def main(options: Options) -> None:
     while state.epoch < options.epochs and not out_of_time(state, options):
         loss, dice = train_epoch(state, batches, options, amp)
         scores = validate(
-            state.average.network, cohort, val_ids, options.windows, options.passes, amp, device
+            state.average.network, cohort, val_ids, options.windows, options.passes, amp
         )
         record(state, loss, dice, scores, cohort)
         if options.schedule == "plateau":
@@ -149,7 +157,8 @@ def main(options: Options) -> None:
             if better:
                 batch = as_it_is(cohort, val_ids[0], options.windows, device)
                 log.show(state.average.network, batch, options.passes, cohort.structures, amp)
-    finish(state, options)
+    say(f"Best validation Dice {state.best:.4f} after {state.epoch} epochs.")
+    return evaluate(options, cohort, val_ids, log.folder, device) if log else 0
 
 
 def describe(options: Options, cohort: Cohort, train_ids: list[str], val_ids: list[str]) -> dict:
@@ -232,8 +241,9 @@ def record(state: State, loss: float, dice: float, scores: np.ndarray, cohort: C
     row: dict[str, Any] = {"epoch": state.epoch, "lr": state.lr, "seconds": state.seconds}
     row |= {"train_loss": loss, "train_dice": dice, "dice": by_pass[-1]}
     row |= {f"dice_pass{k}": value for k, value in enumerate(by_pass, start=1)}
-    for i, structure in enumerate(cohort.structures):
-        row[f"dice_{structure.name}"] = float(np.nanmean(scores[:, -1, i]))
+    for k, of_pass in enumerate(np.nanmean(scores, axis=0).tolist(), start=1):
+        for structure, value in zip(cohort.structures, of_pass, strict=True):
+            row[f"dice_pass{k}_{structure.name}"] = value
     state.history.append(row)
     say(
         f"epoch {state.epoch}: training loss {loss:.4f}, Dice {dice:.4f}; validation Dice "
@@ -265,10 +275,17 @@ def keep(state: State, cohort: Cohort, options: Options, origin: dict) -> bool:
     return better
 
 
-def finish(state: State, options: Options) -> None:
+def evaluate(
+    options: Options, cohort: Cohort, ids: list[str], folder: Path, device: torch.device
+) -> int:
+    """Scores best_model.pth on the scans' own grids; returns the exit code."""
     best = options.output / "best_model.pth"
-    say(f"Best validation Dice {state.best:.4f} after {state.epoch} epochs. To segment with it:")
-    say(f"python inference_pipeline/run_inference.py --model {best}")
+    rules = read_rules(options.structures) if options.structures else by_codes
+    scores = final_scores(checkpoint.load(best, device), cohort, ids, options.dicom, rules)
+    scores.write(folder)
+    print(*scores.lines(), sep="\n")
+    print(f"To segment with it:\npython inference_pipeline/run_inference.py --model {best}")
+    return 1 if scores.failed else 0
 
 
 def check(options: Options) -> None:
@@ -278,6 +295,8 @@ def check(options: Options) -> None:
             raise ValueError(f"--{key.replace('_', '-')} {getattr(options, key)}: at least 1.")
     if not 0 <= options.augmentation <= 1:
         raise ValueError(f"--augmentation {options.augmentation}: between 0 and 1.")
+    if options.structures:
+        read_rules(options.structures)
     if options.batch_size % world_size():
         raise ValueError(
             f"--batch-size {options.batch_size} does not divide among {world_size()} processes."
@@ -291,7 +310,7 @@ def say(text: str) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Options))
+        sys.exit(main(tyro.cli(Options)))
     except (ValueError, OSError) as error:
         sys.exit(f"training.py: {error}")
     except KeyboardInterrupt:

@@ -82,9 +82,7 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict:
     Raises:
         ValueError: the file is missing, damaged, or something else.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise ValueError(f"{path}: no such checkpoint. `python training.py` makes one.")
+    _check_there(path)
     try:
         content = torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, OSError, ValueError):
@@ -101,9 +99,14 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict:
 def load(path: Path, device: torch.device | str = "cpu") -> Model:
     """Reads a checkpoint for inference, its network in evaluation mode on `device`.
 
+    A file `<name>.sha256` beside it, as `sha256sum` writes it, must agree.
+
     Raises:
         ValueError: the file is missing, damaged, or something else.
     """
+    _check_there(path)
+    sha256 = file_sha256(path)
+    _check_sha256(path, sha256)
     content = read(path, device)
     try:
         network = MultiPassUNet(**content["network"])
@@ -121,14 +124,29 @@ def load(path: Path, device: torch.device | str = "cpu") -> Model:
         )
     info = {k: content.get(k) for k in ("trained_on", "date", "dice", "versions")}
     network.to(device).eval()
-    return Model(
-        network, structures, (float(low), float(high)), passes, window, info, file_sha256(path)
-    )
+    return Model(network, structures, (float(low), float(high)), passes, window, info, sha256)
+
+
+def _check_there(path: Path) -> None:
+    if not path.is_file():
+        raise ValueError(f"{path}: no such checkpoint. `python training.py` makes one.")
+
+
+def _check_sha256(path: Path, found: str) -> None:
+    beside = path.with_name(path.name + ".sha256")
+    if not beside.is_file():
+        return
+    wanted = beside.read_text(encoding="utf-8", errors="replace").split()
+    if not wanted or wanted[0].lower() != found:
+        raise ValueError(
+            f"{path}: its SHA-256 is {found}, and {beside.name} beside it says another; "
+            f"download both again, or delete {beside.name} if the network was replaced on purpose."
+        )
 
 
 def file_sha256(path: Path) -> str:
     digest = hashlib.sha256()
-    with Path(path).open("rb") as stream:
+    with path.open("rb") as stream:
         while chunk := stream.read(HASH_CHUNK):
             digest.update(chunk)
     return digest.hexdigest()

@@ -1,8 +1,8 @@
 """The data side of training: the patients of a cohort, its channels, splits, and samples.
 
 Patients are read when they are needed. `complete_dataset.pkl` is held in memory where it is small
-enough; else, and for a folder, each patient comes from its own file, so that memory does not grow
-with the cohort.
+enough or comes alone; else, and for a folder, each patient comes from its own file, so that memory
+does not grow with the cohort.
 """
 
 from __future__ import annotations
@@ -60,25 +60,20 @@ class Cohort:
         self._files: dict[str, Path] = {}
         if not path.exists():
             raise ValueError(f"{path}: no such data. Run `python processing.py` first.")
-        if path.is_dir() or path.stat().st_size > MAX_IN_MEMORY_BYTES:
-            self._list_files(path if path.is_dir() else path.parent)
-        else:
+        present: list[Structure] = []
+        for file in _streamed(path):
+            patient = read_patient(file)
+            self._files[patient["patient_id"]] = file
+            present += _annotated(patient)
+        if not self._files and path.is_file():
             self._held = read_dataset(path)["patients"]
+            present = [s for patient in self._held.values() for s in _annotated(patient)]
         self.ids = sorted(self._held or self._files)
         if not self.ids:
             raise ValueError(f"{path}: no patients in it. Run `python processing.py` first.")
-        present: list[Structure] = []
-        for patient_id in self.ids:
-            rows = self.patient(patient_id)["structures"]
-            present += [Structure.from_dict(r) for r in rows if r["status"] != "absent"]
         self.structures = ordered(present)
         if not self.structures:
             raise ValueError(f"{path}: no patient has an annotated structure.")
-
-    def _list_files(self, folder: Path) -> None:
-        for file in sorted(folder.glob("*.pkl")):
-            if file.name != DATASET_NAME:
-                self._files[read_patient(file)["patient_id"]] = file
 
     def patient(self, patient_id: str) -> dict:
         if self._held:
@@ -140,6 +135,18 @@ class Cohort:
             known=torch.tensor([i >= 0 for i in order], device=device),
             points_mm=_bone_points(patient),
         )
+
+
+def _streamed(path: Path) -> list[Path]:
+    """Patient files to read one by one: the folder's, or those beside too large a dataset."""
+    if path.is_file() and path.stat().st_size <= MAX_IN_MEMORY_BYTES:
+        return []
+    folder = path if path.is_dir() else path.parent
+    return sorted(file for file in folder.glob("*.pkl") if file.name != DATASET_NAME)
+
+
+def _annotated(patient: dict) -> list[Structure]:
+    return [Structure.from_dict(r) for r in patient["structures"] if r["status"] != "absent"]
 
 
 def _channels(view: dict, order: list[int], device: torch.device) -> torch.Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -108,24 +109,28 @@ def preview(batches: Batches, path: Path) -> list[Path]:
 def draw_curves(
     path: Path, history: Sequence[dict[str, Any]], structures: Sequence[Structure]
 ) -> None:
-    """Loss, validation Dice a pass and a structure, and learning rate, over epochs."""
+    """Loss, validation Dice by pass and by structure and pass, and learning rate, over epochs."""
     epochs = [row["epoch"] for row in history]
     figure = Figure(figsize=(16, 4), layout="constrained")
     loss, passes, bones, rate = figure.subplots(1, 4)
     loss.plot(epochs, [row["train_loss"] for row in history], color="k")
     loss.set(title="training loss", xlabel="epoch", yscale="log")
     passes.plot(epochs, [row["train_dice"] for row in history], "k:", label="training, last pass")
-    for key in (k for k in history[-1] if k.startswith("dice_pass")):
-        passes.plot(epochs, [row[key] for row in history], label=key.removeprefix("dice_"))
+    keys = [key for key in history[-1] if re.fullmatch(r"dice_pass\d+", key)]
+    for key in keys:
+        passes.plot(epochs, [row[key] for row in history], label=key.replace("dice_pass", "pass "))
+        style = "-" if key == keys[-1] else ":"
+        for structure in structures:
+            values = [row[f"{key}_{structure.name}"] for row in history]
+            label = structure.name if key == keys[-1] else None
+            colour = np.divide(structure.colour, 255)
+            bones.plot(epochs, values, color=colour, label=label, linestyle=style)
     passes.set(title="Dice, validation", xlabel="epoch", ylim=(0, 1))
-    for structure in structures:
-        values = [row[f"dice_{structure.name}"] for row in history]
-        bones.plot(epochs, values, color=np.divide(structure.colour, 255), label=structure.name)
-    bones.set(title="Dice, validation, last pass", xlabel="epoch", ylim=(0, 1))
+    bones.set(title="Dice, validation (dotted: earlier passes)", xlabel="epoch", ylim=(0, 1))
     rate.plot(epochs, [row["lr"] for row in history], color="k")
     rate.set(title="learning rate", xlabel="epoch")
     for axes in (passes, bones):
-        axes.legend(fontsize=8, loc="lower right")
+        axes.legend(fontsize=8, loc="best")
     for axes in (loss, passes, bones, rate):
         axes.grid(alpha=0.3)
     with replacing(path) as temporary:

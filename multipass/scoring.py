@@ -14,8 +14,9 @@ from multipass.cases import Case
 from multipass.ct import CT
 from multipass.maps import PassResult, native_labels
 from multipass.metrics import compare
+from multipass.segmentation import Identify
 from multipass.segmentation import read_reference as read_seg
-from multipass.structures import Structure
+from multipass.structures import Structure, by_codes
 from multipass.volume import Grid, Volume, axis_order, from_sitk, to_sitk, upright, upright_grid
 
 # A reference beside an image file lies on its grid, as far as formats keep it.
@@ -40,6 +41,8 @@ def score(
     structures: Sequence[Structure],
     volumes_ml: Sequence[float | None],
     tilted: CT | None = None,
+    rules: Identify = by_codes,
+    every_pass: bool = False,
 ) -> Scored:
     """With a reference, the scores of the first and the last pass; else the last pass's volumes.
 
@@ -48,10 +51,12 @@ def score(
         labels: of the last pass, on the upright grid.
         volumes_ml: of the structures in `labels`.
         tilted: the CT, where its gantry was tilted.
+        rules: of a SEG's segments, see `multipass.segmentation.read_reference`.
+        every_pass: score the passes between the first and the last, too.
     """
     problem = None
     try:
-        found = read_reference(case, grid, structures, tilted)
+        found = read_reference(case, grid, structures, tilted, rules)
     except (ValueError, OSError, RuntimeError) as error:
         found = None
         problem = "its reference was not used: " + " ".join(str(error).split())[:300]
@@ -62,8 +67,8 @@ def score(
         for name, volume_ml in zip(names, volumes_ml, strict=True):
             rows.append({"pass": last, "structure": name, "volume_ml": volume_ml})
     else:
-        for number in sorted({1, last}):
-            compared = labels if number == last else native_labels(results[0], target)
+        for number in range(1, last + 1) if every_pass else sorted({1, last}):
+            compared = labels if number == last else native_labels(results[number - 1], target)
             for row in compare(compared, found[0], target.spacing_mm, names, found[1]):
                 rows.append({"pass": number, **row})
     for row in rows:
@@ -72,7 +77,11 @@ def score(
 
 
 def read_reference(
-    case: Case, grid: Grid, structures: Sequence[Structure], tilted: CT | None = None
+    case: Case,
+    grid: Grid,
+    structures: Sequence[Structure],
+    tilted: CT | None = None,
+    rules: Identify = by_codes,
 ) -> tuple[np.ndarray, list[str]] | None:
     """The reference's label map on the scan's upright grid in the model's order, and each
     structure's status; None where no reference lies beside the scan.
@@ -81,7 +90,7 @@ def read_reference(
         ValueError: the reference cannot be read or does not fit.
     """
     if case.seg:
-        found = read_seg(case.seg, upright_grid(grid), tilted=tilted)
+        found = read_seg(case.seg, upright_grid(grid), rules, tilted)
         values = {segment.structure.key: 1 + k for k, segment in enumerate(found.segments)}
         statuses = {segment.structure.key: segment.status for segment in found.segments}
         lookup = np.zeros(len(found.segments) + 1, np.uint8)

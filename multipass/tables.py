@@ -15,7 +15,9 @@ COLUMNS = (
     *("case", "pass", "structure", "value", "outcome", *metrics.METRICS),
     *("volume_ml", "reference_ml", "flags"),
 )
-_HEADINGS = ("pass", "structure", "cases", "Dice [95 %] worst", "HD95 mm worst", "ASSD mm")
+# Two tables under each other are as wide as a terminal: heading, metric, decimals.
+_OVERLAPS = (("Dice [95 %] worst", "dice", 3), ("NSD 2 mm [95 %] worst", "nsd_2mm", 3))
+_DISTANCES = (("HD95 mm [95 %] worst", "hd95_mm", 1), ("ASSD mm [95 %] worst", "assd_mm", 2))
 
 
 def write_summary(path: Path, rows: Iterable[dict[str, Any]]) -> None:
@@ -39,20 +41,24 @@ def score_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
     scored = [row for row in rows if row.get("outcome")]
     if not scored:
         return []
-    cells: list[tuple[str, ...]] = [(*_HEADINGS, "NSD 2 mm [95 %] worst", "missed, false")]
-    for line in metrics.table(scored):
-        cells.append(
-            (
-                str(line["pass"]),
-                line["structure"],
-                str(line["cases"]),
-                _with_interval(line, "dice"),
-                f"{_number(line['hd95_mm'], 1)} {_number(line['hd95_mm_worst'], 1)}",
-                _number(line["assd_mm"], 2),
-                _with_interval(line, "nsd_2mm"),
-                f"{line['missed']}, {line['false_alarms']}",
-            )
-        )
+    cohort = metrics.table(scored)
+    parts = [
+        part
+        for part in (_OVERLAPS, _DISTANCES)
+        if any(math.isfinite(line[metric]) for line in cohort for _, metric, _ in part)
+    ]
+    return [line for part in parts for line in _part_lines(cohort, part)]
+
+
+def _part_lines(
+    cohort: Sequence[dict[str, Any]], columns: Sequence[tuple[str, str, int]]
+) -> list[str]:
+    headings = [heading for heading, _, _ in columns]
+    cells: list[tuple[str, ...]] = [("pass", "structure", "cases", *headings, "missed, false")]
+    for line in cohort:
+        figures = [_with_interval(line, metric, digits) for _, metric, digits in columns]
+        counts = f"{line['missed']}, {line['false_alarms']}"
+        cells.append((str(line["pass"]), line["structure"], str(line["cases"]), *figures, counts))
     return aligned(cells)
 
 
@@ -65,10 +71,12 @@ def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _with_interval(line: dict[str, Any], metric: str) -> str:
-    low, high = line[f"{metric}_low"], line[f"{metric}_high"]
-    interval = "" if math.isnan(low) else f" [{_number(low, 3)}, {_number(high, 3)}]"
-    return f"{_number(line[metric], 3)}{interval} {_number(line[f'{metric}_worst'], 3)}"
+def _with_interval(line: dict[str, Any], metric: str, digits: int) -> str:
+    mean, low, high, worst = (
+        _number(line[key], digits)
+        for key in (metric, f"{metric}_low", f"{metric}_high", f"{metric}_worst")
+    )
+    return f"{mean} {worst}" if low == "-" else f"{mean} [{low}, {high}] {worst}"
 
 
 def _number(value: float, digits: int) -> str:

@@ -163,7 +163,6 @@ def cosine(progress: float) -> float:
     return FINAL_LR + (1 - FINAL_LR) * (1 + math.cos(math.pi * fall)) / 2
 
 
-@torch.no_grad()
 def validate(
     network: MultiPassUNet,
     cohort: Cohort,
@@ -171,12 +170,27 @@ def validate(
     windows: Sequence[str],
     passes: int,
     amp: torch.autocast,
-    device: torch.device,
 ) -> np.ndarray:
     """(patients, passes, K) Dice on the windows' grids; each process does its part of the ids."""
     dice = np.full((len(ids), passes, len(cohort.structures)), np.nan)
     for i in range(rank(), len(ids), world_size()):
-        batch = as_it_is(cohort, ids[i], windows, device)
-        for k, logits in enumerate(run(network, batch.views, passes, amp)):
-            dice[i, k] = hard_dice(logits, batch.target(k), batch.known)[0].cpu().numpy()
+        dice[i] = patient_dice(network, cohort, ids[i], windows, passes, amp)
     return gathered(dice)
+
+
+@torch.no_grad()
+def patient_dice(
+    network: MultiPassUNet,
+    cohort: Cohort,
+    patient_id: str,
+    windows: Sequence[str],
+    passes: int,
+    amp: torch.autocast,
+) -> np.ndarray:
+    """(passes, K) Dice on the windows' grids; NaN where the structure is not annotated."""
+    batch = as_it_is(cohort, patient_id, windows, next(network.parameters()).device)
+    scores = [
+        hard_dice(logits, batch.target(k), batch.known)[0]
+        for k, logits in enumerate(run(network, batch.views, passes, amp))
+    ]
+    return torch.stack(scores).cpu().numpy()

@@ -39,6 +39,19 @@ def test_missing_file(tmp_path):
         checkpoint.load(tmp_path / "best_model.pth")
 
 
+def test_a_checksum_beside_it_must_agree(model, tmp_path):
+    path = tmp_path / "x.pth"
+    checkpoint.save(path, checkpoint.as_dict(model))
+    beside = tmp_path / "x.pth.sha256"
+    beside.write_text(f"{checkpoint.file_sha256(path)}  x.pth\n")
+    assert checkpoint.load(path).sha256 == checkpoint.file_sha256(path)
+    path.write_bytes(path.read_bytes()[:-2000])
+    for written in (beside.read_text(), ""):
+        beside.write_text(written)
+        with pytest.raises(ValueError, match=r"download both again, or delete x\.pth\.sha256"):
+            checkpoint.load(path)
+
+
 class Malice:
     def __reduce__(self):
         return print, ("run",)

@@ -12,11 +12,13 @@ import SimpleITK as sitk
 import torch
 
 from multipass.ct import read_ct
+from multipass.metrics import METRICS
 from multipass.patients import read_dataset
 from multipass.series import choose, find
 from multipass.volume import from_sitk, upright
 
 ROOT = Path(__file__).resolve().parent.parent
+SCORES = ("value", "outcome", *METRICS, "volume_ml", "reference_ml")
 
 
 def run(script: str, *arguments: object, cwd: Path) -> subprocess.CompletedProcess:
@@ -26,6 +28,11 @@ def run(script: str, *arguments: object, cwd: Path) -> subprocess.CompletedProce
     return done
 
 
+def read_table(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
 def test_processing_training_and_inference_on_dicom(cohort_dir, tmp_path):
     run("processing.py", "--input", cohort_dir, "--output", tmp_path / "processed", cwd=tmp_path)
     dataset_path = tmp_path / "processed" / "complete_dataset.pkl"
@@ -33,7 +40,8 @@ def test_processing_training_and_inference_on_dicom(cohort_dir, tmp_path):
 
     trained = run(
         "training.py", "--data", dataset_path, "--output", tmp_path, "--epochs", 2,
-        "--steps-per-epoch", 3, "--filters", 8, 16, 16, 16, "--folds", 3, cwd=tmp_path,
+        "--steps-per-epoch", 3, "--filters", 8, 16, 16, 16, "--folds", 3, "--name", "one",
+        "--dicom", cohort_dir, cwd=tmp_path,
     )  # fmt: skip
     model_path = tmp_path / "best_model.pth"
     assert "best_model.pth: Dice" in trained.stdout
@@ -48,8 +56,12 @@ def test_processing_training_and_inference_on_dicom(cohort_dir, tmp_path):
     assert inferred.stdout.splitlines()[0].startswith(f"Network {model_path}, SHA-256 ")
     cases = sorted(p for p in results.iterdir() if p.is_dir())
     assert len(cases) == 3
-    with (results / "summary.csv").open(encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    rows = read_table(results / "summary.csv")
+    validated = read_table(tmp_path / "runs" / "one" / "native.csv")
+    assert len(validated) == 5 * 2
+    for row in validated:
+        (same,) = [r for r in rows if all(r[k] == row[k] for k in ("case", "pass", "structure"))]
+        assert {key: same[key] for key in SCORES} == {key: row[key] for key in SCORES}
     assert {row["pass"] for row in rows} == {"1", "2"}
     assert len(rows) == 3 * 5 * 2
     for folder, case in zip(sorted(cohort_dir.iterdir()), cases, strict=True):

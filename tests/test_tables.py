@@ -29,6 +29,8 @@ def test_scores_are_means_with_intervals_and_counts():
     assert len({len(line.split("  ")) > 3 for line in lines}) == 1
     sacrum = next(line for line in lines if "sacrum" in line)
     assert "0.567" in sacrum and "0.000" in sacrum and sacrum.endswith("1, 0")
+    for heading in ("Dice", "NSD 2 mm", "HD95 mm", "ASSD mm"):
+        assert sum(f"{heading} [95 %] worst" in line for line in lines) == 1
     assert score_lines([{"case": "a", "pass": 2, "structure": "sacrum"}]) == []
 
 

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+import weakref
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -23,7 +24,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from multipass import checkpoint
 from multipass.cohort import Cohort
 from multipass.loss import hard_dice, soft_loss, with_background
-from multipass.patients import write_patient
+from multipass.patients import read_patient, write_patient
 from multipass.structures import PELVIS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -99,15 +100,44 @@ def test_the_run_folder(finished):
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert float(rows[-1]["dice_pass2"]) == float(rows[-1]["dice"])
-    assert "dice_left femur" in rows[0]
+    by_structure = [float(rows[-1][f"dice_pass1_{structure.name}"]) for structure in PELVIS]
+    assert float(rows[-1]["dice_pass1"]) == pytest.approx(np.mean(by_structure))
     config = json.loads((folder / "config.json").read_text())
     assert config["settings"]["seed"] == 0 and len(config["trained_on"]["data_sha256"]) == 64
+    assert config["options"]["epochs"] == 3 and config["options"]["filters"] == [4, 4, 8, 8]
     assert config["versions"]["torch"] == torch.__version__
     assert (folder / "curves.png").stat().st_size > 5000
     events = EventAccumulator(str(folder))
     events.Reload()
     assert len(events.Scalars("dice")) == 3
     assert events.Images("validation")
+
+
+def test_without_scans_it_ends_with_the_windows_grids(finished):
+    output, done = finished
+    assert "No scan of a validation patient in" in done.stdout
+    folder = output / "runs" / "one"
+    with (folder / "grid.csv").open() as file:
+        last = [float(r["dice"]) for r in csv.DictReader(file) if r["pass"] == "2"]
+    with (folder / "history.csv").open() as file:
+        best = max(float(row["dice"]) for row in csv.DictReader(file))
+    assert np.mean(last) == pytest.approx(best, abs=1e-4)
+    assert not (folder / "native.csv").exists()
+
+
+def test_resuming_a_finished_run_gives_its_table_again(script, data, tmp_path, capsys):
+    options = script.Options(
+        data=data, output=tmp_path, name="one", filters=(4, 4, 8, 8), folds=3, steps_per_epoch=1,
+        epochs=1, dicom=tmp_path / "nowhere",
+    )  # fmt: skip
+    assert script.main(options) == 0
+    table = tmp_path / "runs" / "one" / "grid.csv"
+    before, best = table.read_bytes(), (tmp_path / "best_model.pth").read_bytes()
+    table.unlink()
+    assert script.main(replace(options, resume=True)) == 0
+    assert "Going on after epoch 1" in capsys.readouterr().out
+    assert table.read_bytes() == before
+    assert (tmp_path / "best_model.pth").read_bytes() == best
 
 
 def test_resumed_after_kill_9_equals_undisturbed(data, finished, tmp_path):
@@ -178,10 +208,11 @@ def test_bad_input_is_one_sentence(tmp_path):
         ({"folds": 3, "fold": 3}, "folds 0 to 2"),
         ({"passes": 0}, "--passes"),
         ({"folds": 3, "init": Path("nowhere.pth")}, "no such checkpoint"),
+        ({"folds": 3, "structures": Path("nowhere.json")}, "nowhere.json"),
     ],
 )
 def test_options_that_make_no_sense(script, data, tmp_path, options, needed):
-    with pytest.raises(ValueError, match=needed):
+    with pytest.raises((ValueError, OSError), match=needed):
         script.main(script.Options(data=data, output=tmp_path, filters=(4, 4, 8, 8), **options))
     assert not list(tmp_path.iterdir())
 
@@ -225,6 +256,35 @@ def test_the_folder_is_the_same_cohort_as_the_file(data):
     assert held.ids == streamed.ids and held.structures == streamed.structures
     one, two = (c.sample("Patient_02", torch.device("cpu")) for c in (held, streamed))
     assert torch.equal(one.crop, two.crop) and torch.equal(one.scan, two.scan)
+
+
+def test_a_folder_is_read_one_patient_at_a_time(data, monkeypatch):
+    alive: list[weakref.ref] = []
+    together = []
+
+    def watched(path: Path) -> dict:
+        together.append(sum(image() is not None for image in alive))
+        patient = read_patient(path)
+        alive.append(weakref.ref(patient["fractions"]))
+        return patient
+
+    monkeypatch.setattr("multipass.cohort.read_patient", watched)
+    opened = Cohort(data.parent)
+    for patient_id in 2 * opened.ids:
+        opened.sample(patient_id, torch.device("cpu"))
+    assert len(together) == 9
+    assert max(together) <= 1
+
+
+def test_a_dataset_too_large_to_hold_is_read_from_the_files_beside_it(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("multipass.cohort.MAX_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("multipass.cohort.read_dataset", None)
+    assert Cohort(data).ids == Cohort(data.parent).ids
+    monkeypatch.undo()
+    monkeypatch.setattr("multipass.cohort.MAX_IN_MEMORY_BYTES", 0)
+    alone = tmp_path / "complete_dataset.pkl"
+    alone.hardlink_to(data)
+    assert Cohort(alone).ids == Cohort(data).ids
 
 
 def test_an_absent_structure_keeps_its_channel(tmp_path):

@@ -69,6 +69,7 @@ class Batches:
         self.partners = mirror_partners(cohort.structures)
         self.place = RandPlacement(Space().scaled(strength), cohort.mirror_allowed)
         self.intensity = RandIntensity(strength)
+        self.context_odds = ContextOdds()
 
     def epoch(self, epoch: int) -> Iterator[Batch]:
         """This process's part of each batch of an epoch."""
@@ -100,7 +101,7 @@ class Batches:
             known = known[order]
         self.intensity.set_random_state(state=state)
         images = self.intensity(seen[:, 0].contiguous(), boxes)
-        context = RandContext(ContextOdds())
+        context = RandContext(self.context_odds)
         context.set_random_state(state=state)
         return images, seen[:, 1:], boxes, known, context
 

@@ -7,8 +7,9 @@ class probabilities of the pass before, resampled from its window into the new o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from multipass.checkpoint import Model
@@ -24,6 +25,7 @@ from multipass.windows import (
     window_over,
 )
 
+SOFTMAX_COLUMNS = 16  # of a window at a time
 NOT_FOUND = "no pelvis found: the closer look took the whole scan"
 
 Disturb = Callable[[torch.Tensor], torch.Tensor]
@@ -91,7 +93,7 @@ def segment(model: Model, volume: Volume, passes: int | None = None) -> list[Pas
         passes: the model's own number if None.
 
     Returns:
-        One result a pass.
+        One result a pass; between the first and the last two, without windows and maps.
     """
     scan = scan_windows(body_box(volume))
     results = [_look(model, volume, scan, None, [])]
@@ -100,6 +102,8 @@ def segment(model: Model, volume: Volume, passes: int | None = None) -> list[Pas
         if index == 1 and model.window == "pelvis":
             windows, flags = _closer(results[0], volume)
         results.append(_look(model, volume, windows, results[-1], flags))
+        if index > 2:
+            results[-3] = replace(results[-3], windows=[], probabilities=[])
     return results
 
 
@@ -117,21 +121,31 @@ def _look(
         )
         with precision(device):
             logits = model.network(image, context)
-        found.append(torch.softmax(logits.float(), 1)[0].cpu().numpy())
+        found.append(_probabilities(logits[0]))
     return PassResult(windows, found, flags)
 
 
 def _context(before: PassResult, window: Grid, device: torch.device) -> torch.Tensor:
     x, y, zs = shared_rows(before.windows, window.box_mm(), window.size)
-    total = torch.zeros((), device=device)
+    classes = len(before.probabilities[0])
+    context = torch.zeros((1, classes, *window.size), device=device)
     for probabilities, z in zip(before.probabilities, zs, strict=True):
-        maps = torch.as_tensor(probabilities, device=device)[None]
-        total = total + apply_rows(maps, [x[None], y[None], z[None]])
-    return total
+        for c in range(classes):
+            of_class = torch.as_tensor(probabilities[None, c : c + 1], device=device).float()
+            context[:, c : c + 1] += apply_rows(of_class, [x[None], y[None], z[None]])
+    return context
+
+
+def _probabilities(logits: torch.Tensor) -> np.ndarray:
+    """Class probabilities (C, X, Y, Z) in float16; in parts, so that no other copy is as large."""
+    kept = torch.empty(logits.shape, dtype=torch.float16, device=logits.device)
+    for part, into in zip(*(t.split(SOFTMAX_COLUMNS, 1) for t in (logits, kept)), strict=True):
+        into.copy_(torch.softmax(part.float(), 0))
+    return kept.cpu().numpy()
 
 
 def _closer(first: PassResult, volume: Volume) -> tuple[list[Grid], list[str]]:
-    foreground = joined(first.windows, [1 - p[0] for p in first.probabilities])
+    foreground = joined(first.windows, [1 - p[0].astype(np.float32) for p in first.probabilities])
     box = pelvis_box(foreground, volume.grid.box_mm())
     if box is None:
         return first.windows, [NOT_FOUND]

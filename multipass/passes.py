@@ -44,12 +44,18 @@ class View:
     box: torch.Tensor
 
 
-def precision(device: torch.device) -> torch.autocast:
-    """Mixed precision: fp16 on CUDA, bf16 on CPUs that compute in it, else none."""
+def computed_in(device: torch.device) -> torch.dtype:
+    """What convolutions compute in: fp16 on CUDA, bf16 on CPUs that can, else float32."""
     if device.type == "cuda":
-        return torch.autocast("cuda", torch.float16)
+        return torch.float16
     able = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=able)
+    return torch.bfloat16 if able else torch.float32
+
+
+def precision(device: torch.device) -> torch.autocast:
+    """Mixed precision, where `computed_in` has 16 bits."""
+    dtype = computed_in(device)
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def run(
@@ -116,24 +122,25 @@ def _look(
     for window in windows:
         image = torch.as_tensor(window_image(volume, window, model.hu_range), device=device)
         image = image[None, None].float().contiguous()
-        context = (
-            blank(model.network, image) if before is None else _context(before, window, device)
-        )
+        shape = 1, model.network.classes, *window.size
+        context = image.new_zeros(shape, dtype=computed_in(device))
+        if before is not None:
+            _fill_context(context, before, window)
         with precision(device):
             logits = model.network(image, context)
         found.append(_probabilities(logits[0]))
     return PassResult(windows, found, flags)
 
 
-def _context(before: PassResult, window: Grid, device: torch.device) -> torch.Tensor:
+def _fill_context(context: torch.Tensor, before: PassResult, window: Grid) -> None:
+    """Writes the pass before into the context (1, C, X, Y, Z), class by class."""
     x, y, zs = shared_rows(before.windows, window.box_mm(), window.size)
-    classes = len(before.probabilities[0])
-    context = torch.zeros((1, classes, *window.size), device=device)
-    for probabilities, z in zip(before.probabilities, zs, strict=True):
-        for c in range(classes):
-            of_class = torch.as_tensor(probabilities[None, c : c + 1], device=device).float()
-            context[:, c : c + 1] += apply_rows(of_class, [x[None], y[None], z[None]])
-    return context
+    for c in range(context.shape[1]):
+        total = torch.zeros((), device=context.device)
+        for probabilities, z in zip(before.probabilities, zs, strict=True):
+            of_class = torch.as_tensor(probabilities[None, c : c + 1]).to(total)
+            total = total + apply_rows(of_class, [x[None], y[None], z[None]])
+        context[:, c : c + 1] = total
 
 
 def _probabilities(logits: torch.Tensor) -> np.ndarray:

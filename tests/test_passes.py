@@ -163,7 +163,7 @@ def test_segment_looks_closer_in_the_second_pass():
     assert confidence(second)[0] > 0.95
     # The context of pass 2 is pass 1's bone, where pass 2 sees bone.
     bone = second.probabilities[0][1] > 0.5
-    assert seer.contexts[1][0, 1].numpy()[bone].mean() > 0.8
+    assert seer.contexts[1][0, 1].float().numpy()[bone].mean() > 0.8
 
 
 def test_segment_with_the_scan_window_keeps_it():

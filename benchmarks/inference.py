@@ -1,23 +1,28 @@
 """Time and peak memory of run_inference.py by stage, on a phantom as DICOM.
 
-    python benchmarks/inference.py                      # 512 x 512 x 400
+    python benchmarks/inference.py                      # 512 x 512 x 401
     python benchmarks/inference.py --slices 824
+    python benchmarks/inference.py --structures 5 60    # what memory grows by for each structure
     python benchmarks/inference.py --folder DIR         # keeps the phantom for another run
 
 The network runs as in use; then its probabilities are replaced by the phantom's own fractions, so
 that the stages after it meet real bones whatever the network has learnt. Writes seg.dcm, the mask,
-the picture and the page, everything that a plain run writes.
+the picture and the page, everything that a plain run writes. For more than five structures the five
+bones are cut into bands along z. Each number of structures is run in a process of its own. dcmqi's
+own process, which runs beside it, is not in the peaks.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +45,9 @@ from multipass.network import MultiPassUNet  # noqa: E402
 from multipass.phantom import Subject, make_subject, write_subject  # noqa: E402
 from multipass.segmentation import read_reference  # noqa: E402
 from multipass.series import find  # noqa: E402
-from multipass.structures import PELVIS  # noqa: E402
-from multipass.volume import Volume, resample  # noqa: E402
+from multipass.stages import peak_mb  # noqa: E402
+from multipass.structures import PELVIS, Structure  # noqa: E402
+from multipass.volume import Grid, Volume, ints3, resample  # noqa: E402
 from multipass.windows import HU_RANGE, pelvis_box, window_over  # noqa: E402
 
 
@@ -53,33 +59,54 @@ class Options:
     matrix: int = 512
     folder: Path | None = None
     """Keeps the phantom there, for another run."""
+    structures: tuple[int, ...] = (len(PELVIS),)
+    """Numbers of structures, multiples of five, to run one after the other."""
     reference: bool = False
     """Leave the phantom's SEG beside the scan, so that it is scored too."""
 
 
 def main(options: Options) -> None:
-    script = load_script()
+    if any(count % len(PELVIS) or count < 1 for count in options.structures):
+        raise ValueError(
+            f"--structures {options.structures}: multiples of {len(PELVIS)} are needed"
+        )
     with tempfile.TemporaryDirectory() as scratch:
         folder = options.folder or Path(scratch)
-        patient = folder / "Patient_01"
-        if not patient.exists():
-            write_subject(patient, phantom(options))
-        prepared = folder / "input"
-        prepared.mkdir(exist_ok=True)
-        for part in ("im_1", "im_3"):
-            link = prepared / part
-            link.unlink(missing_ok=True)
-            if part == "im_1" or options.reference:
-                link.symlink_to((patient / part).resolve())
-        network = MultiPassUNet(classes=1 + len(PELVIS)).eval()
-        model = Model(network, list(PELVIS), HU_RANGE, 2, "pelvis", {}, "0" * 64)
-        script.load_model = lambda path: model
-        replacing: list[float] = []
-        script.passes.segment = perfect(script.passes.segment, patient / "im_3", replacing)
-        output = Path(scratch) / "output"
-        script.main(script.Options(prepared, output, quiet=True, overwrite=True))
-        report = json.loads(next(output.glob("*/report.json")).read_text())
-        print_stages(report, sum(replacing))
+        if not (folder / "Patient_01").exists():
+            write_subject(folder / "Patient_01", phantom(options))
+        spawned = multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1)
+        with spawned as pool:
+            measuring = partial(measure, folder, options.reference)
+            reports = pool.map(measuring, options.structures, chunksize=1)
+    for report in reports:
+        print_stages(report)
+    if len(reports) > 1:
+        print_growth(reports[0], reports[-1])
+
+
+def measure(folder: Path, with_reference: bool, count: int) -> dict[str, Any]:
+    """report.json of a run with `count` structures, what replaced the network's maps taken out."""
+    script = load_script()
+    patient, prepared = folder / "Patient_01", folder / "input"
+    prepared.mkdir(exist_ok=True)
+    for part in ("im_1", "im_3"):
+        link = prepared / part
+        link.unlink(missing_ok=True)
+        if part == "im_1" or with_reference:
+            link.symlink_to((patient / part).resolve())
+    structures = pieces(count)
+    network = MultiPassUNet(classes=1 + count).eval()
+    model = Model(network, structures, HU_RANGE, 2, "pelvis", {}, "0" * 64)
+    script.load_model = lambda path: model
+    replaced = {"seconds": 0.0, "peak_mb": None}
+    script.passes.segment = perfect(script.passes.segment, patient / "im_3", count, replaced)
+    with tempfile.TemporaryDirectory() as output:
+        script.main(script.Options(prepared, Path(output), quiet=True))
+        report = json.loads(next(Path(output).glob("*/report.json")).read_text())
+    report["seconds"] -= replaced["seconds"]
+    report["stages"]["passes"]["seconds"] -= replaced["seconds"]
+    report["stages"]["passes"]["peak_mb"] = replaced["peak_mb"]
+    return report | {"threads": torch.get_num_threads()}
 
 
 def load_script() -> Any:
@@ -100,39 +127,87 @@ def phantom(options: Options) -> Subject:
     )  # fmt: skip
 
 
-def perfect(segment, seg_dir: Path, replacing: list[float]):
+def pieces(count: int) -> list[Structure]:
+    """The five bones, or a structure for each band of each."""
+    if count == len(PELVIS):
+        return list(PELVIS)
+    return [
+        Structure(f"piece {k + 1}", "99BENCH", f"P{k + 1}", f"Piece {k + 1}", "", (k % 256, 90, 90))
+        for k in range(count)
+    ]
+
+
+def perfect(segment, seg_dir: Path, count: int, replaced: dict[str, Any]):
     """Runs the passes, then puts the reference's fractions in the place of what they found; the
-    seconds that this takes go into `replacing`."""
+    seconds that this takes, and the peak before it, go into `replaced`."""
 
     def segment_then_replace(model, volume: Volume, passes: int) -> list[PassResult]:
         results = segment(model, volume, passes)
-        start = time.perf_counter()
+        replaced["peak_mb"], start = peak_mb(), time.perf_counter()
         reference = read_reference(find(seg_dir).seg, volume.grid)
+        joined = Volume((reference.labels() > 0).astype(np.uint8), volume.grid)
+        scan = results[0].windows[0]
+        bones = Volume(resample(joined, scan, outside=0.0), scan)
+        box = pelvis_box(bones, volume.grid.box_mm())
+        spans = [
+            volume.grid.cropped(segment.start, ints3(segment.mask.shape)).box_mm()[:, 2]
+            for segment in reference.segments
+        ]
         found = []
         for index, result in enumerate(results):
-            windows = result.windows
-            if index:
-                joined = Volume((reference.labels() > 0).astype(np.uint8), volume.grid)
-                scan = results[0].windows[0]
-                bones = Volume(resample(joined, scan, outside=0.0), scan)
-                windows = [window_over(pelvis_box(bones, volume.grid.box_mm()))]
-            maps = [reference.fractions(window) / np.float32(255) for window in windows]
-            maps = [np.concatenate([1 - m.sum(0, keepdims=True), m]) for m in maps]
+            windows = [window_over(box)] if index else result.windows
+            kept_as = result.probabilities[0].dtype
+            maps = [in_bands(reference.fractions(w), w, spans, count, kept_as) for w in windows]
             found.append(PassResult(windows, maps, []))
-        replacing.append(time.perf_counter() - start)
+        replaced["seconds"] = time.perf_counter() - start
         return found
 
     return segment_then_replace
 
 
-def print_stages(report: dict[str, Any], replacing: float) -> None:
-    report["stages"]["passes"]["seconds"] -= replacing
-    print(f"{' x '.join(map(str, report['grid']['size']))}, {torch.get_num_threads()} threads")
+def in_bands(
+    fractions: np.ndarray, window: Grid, spans: list[np.ndarray], count: int, dtype: np.dtype
+) -> np.ndarray:
+    """Probabilities (1 + count, 128, 128, 72): each bone cut into bands of equal height.
+
+    Args:
+        spans: each bone's lower and upper end in mm.
+    """
+    places = window.origin_mm[2] + np.arange(window.size[2]) * window.spacing_mm[2]
+    bands = count // len(PELVIS)
+    maps = np.zeros((1 + count, *window.size), dtype)
+    maps[0] = 1 - fractions.sum(0) / np.float32(255)
+    for bone, (low, high) in enumerate(spans):
+        band = np.floor((places - low) / (high - low) * bands).clip(0, bands - 1)
+        for number in range(bands):
+            here = band == number
+            into = maps[1 + bone * bands + number]
+            into[:, :, here] = fractions[bone][:, :, here] / np.float32(255)
+    return maps
+
+
+def print_stages(report: dict[str, Any]) -> None:
+    size = " x ".join(map(str, report["grid"]["size"]))
+    print(f"{size}, {len(report['structures'])} structures, {report['threads']} threads")
     for name, stage in report["stages"].items():
         peak = f"{stage['peak_mb']:8.0f} MB" if stage["peak_mb"] else ""
         print(f"{name:16s} {stage['seconds']:7.2f} s {peak}")
-    peaks = [stage["peak_mb"] or 0 for stage in report["stages"].values()]
-    print(f"{'all':16s} {report['seconds'] - replacing:7.2f} s {max(peaks):8.0f} MB")
+    print(f"{'all':16s} {report['seconds']:7.2f} s {highest_mb(report):8.0f} MB")
+
+
+def print_growth(few: dict[str, Any], many: dict[str, Any]) -> None:
+    """What each stage's peak grows by for each further structure."""
+    more = len(many["structures"]) - len(few["structures"])
+    print(f"Peak memory grows by, for each of {more} further structures:")
+    for name, stage in few["stages"].items():
+        if stage["peak_mb"] and name in many["stages"]:
+            growth = (many["stages"][name]["peak_mb"] - stage["peak_mb"]) / more
+            print(f"{name:16s} {growth:7.2f} MB")
+    print(f"{'all':16s} {(highest_mb(many) - highest_mb(few)) / more:7.2f} MB")
+
+
+def highest_mb(report: dict[str, Any]) -> float:
+    return max(stage["peak_mb"] or 0 for stage in report["stages"].values())
 
 
 if __name__ == "__main__":

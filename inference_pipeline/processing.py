@@ -18,7 +18,7 @@ import SimpleITK as sitk
 
 from multipass import ct, patients, series, windows
 from multipass.cases import Case
-from multipass.maps import PassResult
+from multipass.maps import PassResult, least
 from multipass.volume import (
     AIR_HU,
     Grid,
@@ -170,21 +170,28 @@ def oblique_labels(result: PassResult, grid: Grid) -> np.ndarray:
     class is the same whatever the weights' sum. Outside of all windows nothing exceeds 0.
     """
     labels = np.zeros(grid.size, np.uint8)
-    classes = range(len(result.probabilities[0]))
-    images = [
-        [_padded_image(p * _ramp(len(result.windows), p.shape[2]), window) for p in probabilities]
-        for window, probabilities in zip(result.windows, result.probabilities, strict=True)
-    ]
+    images = _images_of(result)
     for k in range(0, grid.size[2], SLAB):
         depth = min(SLAB, grid.size[2] - k)
         slab = grid.cropped((0, 0, k), (grid.size[0], grid.size[1], depth))
         best = np.zeros(slab.size, np.float32)
-        for c in classes:
-            value = sum(_on_grid(window[c], slab) for window in images)
+        for c, of_windows in images.items():
+            value = sum(_on_grid(image, slab) for image in of_windows)
             wins = value > best
             labels[:, :, k : k + depth][wins] = c
             best[wins] = value[wins]
     return labels
+
+
+def _images_of(result: PassResult) -> dict[int, list[sitk.Image]]:
+    """For the background and each class that is the likeliest somewhere, an image a window."""
+    count = len(result.probabilities[0])
+    looked = list(zip(result.windows, result.probabilities, strict=True))
+    return {
+        c: [_padded_image(p[c] * _ramp(len(looked), p.shape[3]), window) for window, p in looked]
+        for c in range(count)
+        if c == 0 or any(p[c].max() >= least(count) for _, p in looked)
+    }
 
 
 def _ramp(windows: int, depth: int) -> np.ndarray | float:
@@ -196,7 +203,7 @@ def _ramp(windows: int, depth: int) -> np.ndarray | float:
 
 def _padded_image(probabilities: np.ndarray, window: Grid) -> sitk.Image:
     """One class with a voxel repeated all around: interpolation then reaches the edges."""
-    padded = np.pad(probabilities, 1, mode="edge")
+    padded = np.pad(probabilities.astype(np.float32), 1, mode="edge")
     return to_sitk(Volume(padded, window.cropped((-1, -1, -1), ints3(np.add(window.size, 2)))))
 
 

@@ -33,15 +33,15 @@ from tqdm import tqdm  # noqa: E402
 
 from multipass import __version__, checkpoint, findings, output, passes  # noqa: E402
 from multipass.cases import Case, find_cases  # noqa: E402
-from multipass.cleanup import without_specks  # noqa: E402
+from multipass.labelmaps import without_specks  # noqa: E402
 from multipass.maps import native_labels  # noqa: E402
 from multipass.mirrored import with_mirroring  # noqa: E402
 from multipass.outcome import Outcome  # noqa: E402
 from multipass.page import write_case_page, write_viewer  # noqa: E402
-from multipass.products import Segmented, write_products  # noqa: E402
+from multipass.products import Segmented, Wanted, write_products  # noqa: E402
 from multipass.scoring import score  # noqa: E402
 from multipass.stages import Stages  # noqa: E402
-from multipass.viewer import VIEWER_NAME, page_data  # noqa: E402
+from multipass.viewer import VIEWER_NAME  # noqa: E402
 from processing import own_grid_labels, read_scan  # noqa: E402
 
 TEST_DATA = ROOT / "inference_pipeline" / "test_data"
@@ -199,10 +199,11 @@ def segment_case(
     )  # fmt: skip
     with output.case_folder(options.output, case.name) as folder:
         meshes = "" if options.meshes == "none" else options.meshes
-        chosen = options.format, options.probabilities, meshes
-        notes, problems = write_products(folder, done, stages, *chosen)
-        flags += notes
-        problems += [scored.problem] if scored.problem else []
+        viewer = options.page and (options.output / VIEWER_NAME).exists()
+        wanted = Wanted(options.format, options.probabilities, meshes, viewer)
+        written = write_products(folder, done, wanted, stages)
+        flags += written.notes
+        problems = written.problems + ([scored.problem] if scored.problem else [])
         report = {
             "case": case.name,
             "identity": identity,
@@ -220,9 +221,7 @@ def segment_case(
         }
         if options.page:
             with stages.stage("page"):
-                shown = scan.upright, labels, model.structures, scored.reference
-                has_viewer = (options.output / VIEWER_NAME).exists()
-                write_case_page(folder, report, page_data(*shown) if has_viewer else None)
+                write_case_page(folder, report, written.page)
             report["seconds"] = stages.seconds
         output.write_json(folder / output.REPORT_NAME, report)
     return report

@@ -129,7 +129,7 @@ def _add_dicom(unit: Path, members: list[Path], found: Found) -> None:
         held = dicom.find([unit / name for name in (CT_FOLDER, SEG_FOLDER)])
         held.ct = [s for s in held.ct if s.slices and CT_FOLDER in s.slices[0].path.parts]
     else:
-        held = dicom.find(unit) if unit.is_dir() else _one_file(unit)
+        held = dicom.find(unit)
     fit = [s for s in held.ct if len(s.slices) >= dicom.MIN_SLICES and not _is_localizer(s)]
     if not fit:
         if not held.seg or held.ct:
@@ -162,17 +162,6 @@ def _name_of(one: dicom.Series, unit: Path) -> str:
     start = unit.parent if unit.name == CT_FOLDER else unit
     named = start if start.name not in ("", "..") else start.resolve()
     return "_".join([named.name, *(p for p in below if p != CT_FOLDER)])
-
-
-def _one_file(path: Path) -> dicom.Found:
-    """A single DICOM file, for multi-frame CT."""
-    with TemporaryDirectory(prefix="multipass_") as folder:
-        os.link(path, Path(folder) / "image.dcm")
-        held = dicom.find(Path(folder))
-    held.ct = [
-        replace(s, slices=tuple(replace(piece, path=path) for piece in s.slices)) for s in held.ct
-    ]
-    return held
 
 
 def _belongs(header: dicom.SegHeader, one: dicom.Series, fit: Sequence[dicom.Series]) -> bool:

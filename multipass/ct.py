@@ -8,6 +8,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 import numpy as np
 import pydicom
@@ -255,7 +256,7 @@ def hounsfield_frames(slices: list[Slice]) -> Iterator[np.ndarray]:
     except MemoryError:
         raise ValueError(f"{path.name}: too large to decode") from None
     except Exception as error:  # decoders raise many kinds on damaged or unsupported pixels
-        reason = " ".join(str(error).split())[:160]
+        reason = shorten(str(error), 160, placeholder=" ...")
         raise ValueError(
             f"{path.name}: cannot be decoded, {_syntax_name(path)} ({reason})"
         ) from None

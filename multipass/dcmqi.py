@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -52,6 +53,8 @@ def run_dcmqi(name: str, *arguments: str) -> str:
         done = subprocess.run(command, capture_output=True, text=True, timeout=DCMQI_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         raise ValueError(f"dcmqi's {name} did not end within {DCMQI_TIMEOUT_S} s") from None
+    if done.returncode == -signal.SIGINT:  # Ctrl-C reaches it, too
+        raise KeyboardInterrupt
     printed = done.stdout + done.stderr
     if done.returncode != 0:
         reason = complaint(printed) or f"exit code {done.returncode}"

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from scipy import ndimage
 
-from multipass.maps import PassResult, apply_rows, confidence, shared_rows
+from multipass.labelmaps import boxes_of
+from multipass.maps import PassResult, confidence, likeliest, native_labels
 from multipass.structures import Structure, mirror_partners
-from multipass.volume import Grid, Volume, floats3
+from multipass.volume import Volume, floats3
 
 # Below it the network is unsure on average inside a structure.
 LOW_CONFIDENCE = 0.7
@@ -45,7 +45,7 @@ def describe(
         volume_ml (None unless complete), visible_ml, mean_hu, centre_mm, confidence, disagreement
         between the last two passes, parts. What cannot be known is None.
     """
-    boxes = ndimage.find_objects(labels, max_label=len(structures))
+    boxes = boxes_of(labels, len(structures))
     sure = confidence(results[-1])
     differing = disagreement(results, len(structures))
     parts = count_parts(results[-1], len(structures))
@@ -91,8 +91,8 @@ def disagreement(results: Sequence[PassResult], count: int) -> list[float]:
         return []
     common, total = np.zeros(count + 1), np.zeros(count + 1)
     for window, probabilities in zip(results[-1].windows, results[-1].probabilities, strict=True):
-        before = _seen_through(results[-2], window).argmax(0).ravel()
-        after = probabilities.argmax(0).ravel()
+        before = native_labels(results[-2], window).ravel()
+        after = likeliest(probabilities)[0].ravel()
         common += np.bincount(after[after == before], minlength=count + 1)
         total += np.bincount(before, minlength=count + 1)
         total += np.bincount(after, minlength=count + 1)
@@ -103,21 +103,13 @@ def count_parts(result: PassResult, count: int) -> list[int]:
     """Disjoint parts of at least 1 mL per structure, the most in any of the windows."""
     parts = [0] * count
     for window, probabilities in zip(result.windows, result.probabilities, strict=True):
-        winner = probabilities.argmax(0)
-        for k in range(count):
-            pieces, _ = ndimage.label(winner == k + 1)
-            sizes = np.bincount(pieces.ravel())[1:] * window.voxel_ml
-            parts[k] = max(parts[k], int((sizes >= PART_ML).sum()))
+        winner, _ = likeliest(probabilities)
+        for k, box in enumerate(boxes_of(winner, count)):
+            if box is not None:
+                pieces, _ = ndimage.label(winner[box] == k + 1)
+                sizes = np.bincount(pieces.ravel())[1:] * window.voxel_ml
+                parts[k] = max(parts[k], int((sizes >= PART_ML).sum()))
     return parts
-
-
-def _seen_through(result: PassResult, window: Grid) -> np.ndarray:
-    x, y, zs = shared_rows(result.windows, window.box_mm(), window.size)
-    parts = [
-        apply_rows(torch.as_tensor(p)[None], [x[None], y[None], z[None]])[0].numpy()
-        for p, z in zip(result.probabilities, zs, strict=True)
-    ]
-    return np.sum(parts, axis=0)
 
 
 def _inside(

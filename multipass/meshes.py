@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
+from multipass.labelmaps import box_of
 from multipass.volume import Grid, ints3
 
 # A blur of about one voxel takes the voxels' steps off and moves a smooth surface by far less.
@@ -22,11 +23,11 @@ def mesh_of(labels: np.ndarray, value: int, grid: Grid) -> tuple[np.ndarray, np.
     the mean of its edges' crossings, and two triangles for each crossed lattice edge. Closed where
     the field of view cuts the structure, too.
     """
-    found = ndimage.find_objects((labels == value).view(np.uint8))
-    if not found or found[0] is None:
+    box = box_of(labels == value)
+    if box is None:
         return np.zeros((0, 3)), np.zeros((0, 3), int)
-    start = ints3(s.start - 2 for s in found[0])
-    inside = np.pad(labels[found[0]] == value, 2).astype(np.float32)
+    start = ints3(s.start - 2 for s in box)
+    inside = np.pad(labels[box] == value, 2).astype(np.float32)
     field = ndimage.gaussian_filter(inside, BLUR_VOXELS) - 0.5
     field[[0, -1]] = field[:, [0, -1]] = field[:, :, [0, -1]] = -0.5
     points, triangles = surface_net(field)

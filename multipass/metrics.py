@@ -20,8 +20,8 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
+from multipass.labelmaps import boxes_of
 from multipass.surfaces import surface, surface_distances
 
 METRICS = ("dice", "hd95_mm", "assd_mm", "nsd_2mm")
@@ -57,7 +57,7 @@ def compare(
             f"a mask of {mask.shape} voxels cannot be compared with a reference of "
             f"{reference.shape}: both must lie on the scan's own grid"
         )
-    boxes = [ndimage.find_objects(array, max_label=len(names)) for array in (mask, reference)]
+    boxes = [boxes_of(array, len(names)) for array in (mask, reference)]
     rows = []
     for k, name in enumerate(names):
         status = statuses[k] if statuses is not None else None

@@ -47,12 +47,13 @@ class MultiPassUNet(nn.Module):
 
         Args:
             image: (N, 1, X, Y, Z) in [0, 1].
-            context: (N, classes, X, Y, Z) probabilities of the pass before, zeros if there is none.
+            context: (N, classes, X, Y, Z) probabilities of the pass before, zeros if there is none;
+                in 16 bits where the convolutions compute in them.
 
         Returns:
             (N, classes, X, Y, Z) logits.
         """
-        seen = pixelunshuffle(torch.cat([image, context], dim=1), 3, STEM)
+        seen = pixelunshuffle(torch.cat([image.to(context.dtype), context], dim=1), 3, STEM)
         return pixelshuffle(self.backbone(seen), 3, STEM)
 
 

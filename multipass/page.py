@@ -28,7 +28,8 @@ a { color: var(--link); } a:focus-visible, canvas:focus-visible, :focus-visible 
   outline: 2px solid var(--link); outline-offset: 2px; }
 table { border-collapse: collapse; width: 100%; margin: 1rem 0; display: block; overflow-x: auto; }
 th, td { text-align: left; padding: .35rem .7rem; border-bottom: 1px solid var(--line);
-  vertical-align: top; } th { background: var(--soft); } td.n { text-align: right;
+  vertical-align: top; } th { background: var(--soft); }
+th:nth-child(n + 3) { text-align: right; } td.n { text-align: right;
   font-variant-numeric: tabular-nums; }
 .flags { color: var(--warn); } .chip { display: inline-block; width: .8em; height: .8em;
   border-radius: 2px; margin-right: .4em; }
@@ -66,7 +67,12 @@ async function start() {
       [by('low').value, by('high').value] = button.dataset.window.split(',');
       show();
     });
-  slices.onLocationChange = place => { by('place').textContent = place.string; };
+  slices.onLocationChange = place => {
+    const [hounsfield, value] = place.values.map(shown => Math.round(shown.value));
+    const [right, front, up] = Array.from(place.mm, Math.round);
+    by('place').textContent = `${hounsfield} HU${value ? ', ' + data.names[value - 1] : ''}, at ` +
+      `${-right}, ${-front}, ${up} mm (to the left, back, up)`;
+  };
   by('slices').addEventListener('keydown', event => {
     const move = {ArrowUp: [0, 0, 1], ArrowDown: [0, 0, -1], ArrowLeft: [1, 0, 0],
       ArrowRight: [-1, 0, 0], PageUp: [0, 1, 0], PageDown: [0, -1, 0]}[event.key];

@@ -7,8 +7,9 @@ class probabilities of the pass before, resampled from its window into the new o
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from multipass.checkpoint import Model
@@ -24,6 +25,7 @@ from multipass.windows import (
     window_over,
 )
 
+SOFTMAX_COLUMNS = 16  # of a window at a time
 NOT_FOUND = "no pelvis found: the closer look took the whole scan"
 
 Disturb = Callable[[torch.Tensor], torch.Tensor]
@@ -42,12 +44,18 @@ class View:
     box: torch.Tensor
 
 
-def precision(device: torch.device) -> torch.autocast:
-    """Mixed precision: fp16 on CUDA, bf16 on CPUs that compute in it, else none."""
+def computed_in(device: torch.device) -> torch.dtype:
+    """What convolutions compute in: fp16 on CUDA, bf16 on CPUs that can, else float32."""
     if device.type == "cuda":
-        return torch.autocast("cuda", torch.float16)
+        return torch.float16
     able = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return torch.autocast(device.type, torch.bfloat16, enabled=able)
+    return torch.bfloat16 if able else torch.float32
+
+
+def precision(device: torch.device) -> torch.autocast:
+    """Mixed precision, where `computed_in` has 16 bits."""
+    dtype = computed_in(device)
+    return torch.autocast(device.type, dtype, enabled=dtype != torch.float32)
 
 
 def run(
@@ -91,7 +99,7 @@ def segment(model: Model, volume: Volume, passes: int | None = None) -> list[Pas
         passes: the model's own number if None.
 
     Returns:
-        One result a pass.
+        One result a pass; between the first and the last two, without windows and maps.
     """
     scan = scan_windows(body_box(volume))
     results = [look_through(model, volume, scan, None, [])]
@@ -100,6 +108,8 @@ def segment(model: Model, volume: Volume, passes: int | None = None) -> list[Pas
         if index == 1 and model.window == "pelvis":
             windows, flags = closer(results[0], volume)
         results.append(look_through(model, volume, windows, results[-1], flags))
+        if index > 2:
+            results[-3] = replace(results[-3], windows=[], probabilities=[])
     return results
 
 
@@ -112,27 +122,38 @@ def look_through(
     for window in windows:
         image = torch.as_tensor(window_image(volume, window, model.hu_range), device=device)
         image = image[None, None].float().contiguous()
-        context = (
-            blank(model.network, image) if before is None else _context(before, window, device)
-        )
+        shape = 1, model.network.classes, *window.size
+        context = image.new_zeros(shape, dtype=computed_in(device))
+        if before is not None:
+            _fill_context(context, before, window)
         with precision(device):
             logits = model.network(image, context)
-        found.append(torch.softmax(logits.float(), 1)[0].cpu().numpy())
+        found.append(_probabilities(logits[0]))
     return PassResult(windows, found, flags)
 
 
-def _context(before: PassResult, window: Grid, device: torch.device) -> torch.Tensor:
+def _fill_context(context: torch.Tensor, before: PassResult, window: Grid) -> None:
+    """Writes the pass before into the context (1, C, X, Y, Z), class by class."""
     x, y, zs = shared_rows(before.windows, window.box_mm(), window.size)
-    total = torch.zeros((), device=device)
-    for probabilities, z in zip(before.probabilities, zs, strict=True):
-        maps = torch.as_tensor(probabilities, device=device)[None]
-        total = total + apply_rows(maps, [x[None], y[None], z[None]])
-    return total
+    for c in range(context.shape[1]):
+        total = torch.zeros((), device=context.device)
+        for probabilities, z in zip(before.probabilities, zs, strict=True):
+            of_class = torch.as_tensor(probabilities[None, c : c + 1]).to(total)
+            total = total + apply_rows(of_class, [x[None], y[None], z[None]])
+        context[:, c : c + 1] = total
+
+
+def _probabilities(logits: torch.Tensor) -> np.ndarray:
+    """Class probabilities (C, X, Y, Z) in float16; in parts, so that no other copy is as large."""
+    kept = torch.empty(logits.shape, dtype=torch.float16, device=logits.device)
+    for part, into in zip(*(t.split(SOFTMAX_COLUMNS, 1) for t in (logits, kept)), strict=True):
+        into.copy_(torch.softmax(part.float(), 0))
+    return kept.cpu().numpy()
 
 
 def closer(first: PassResult, volume: Volume) -> tuple[list[Grid], list[str]]:
     """The pelvis window that a pass over the scan found, and flags where it found none."""
-    foreground = joined(first.windows, [1 - p[0] for p in first.probabilities])
+    foreground = joined(first.windows, [1 - p[0].astype(np.float32) for p in first.probabilities])
     box = pelvis_box(foreground, volume.grid.box_mm())
     if box is None:
         return first.windows, [NOT_FOUND]

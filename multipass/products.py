@@ -1,10 +1,12 @@
-"""The files of a case: mask, DICOM SEG, picture, and on request probabilities and meshes."""
+"""The files of a case: mask, DICOM SEG, picture, what its page shows, on request more."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -17,6 +19,7 @@ from multipass.seg_writer import write_seg
 from multipass.series import Slice
 from multipass.stages import Stages
 from multipass.structures import Structure
+from multipass.viewer import page_data
 from multipass.volume import Grid, Volume, to_sitk
 
 FORMATS = ("nifti", "seg")
@@ -48,49 +51,70 @@ class Segmented:
     is_tilted: bool = False
 
 
-def write_products(
-    folder: Path,
-    case: Segmented,
-    stages: Stages,
-    formats: Sequence[str] = FORMATS,
-    probabilities: bool = False,
-    meshes: str = "",
-) -> tuple[list[str], list[str]]:
-    """Writes the case's files; returns notes, and sentences on files that could not be written.
+@dataclass(frozen=True)
+class Wanted:
+    """Which files of a case; 'nifti' and 'seg' are formats, `meshes` is 'stl', 'ply' or ''."""
 
-    Args:
-        formats: 'nifti', 'seg'.
-        meshes: 'stl', 'ply' or '' for none.
+    formats: Sequence[str] = FORMATS
+    probabilities: bool = False
+    meshes: str = ""
+    viewer: bool = False
+
+
+@dataclass
+class Written:
+    """Notes, sentences on files that could not be written, and `viewer.page_data` if wanted."""
+
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    page: dict[str, Any] | None = None
+
+
+def write_products(folder: Path, case: Segmented, wanted: Wanted, stages: Stages) -> Written:
+    """Writes the case's files, seg.dcm beside the others, since dcmqi is a process of its own; the
+    stage 'seg.dcm' is what it takes longer than they do.
 
     Raises:
         ValueError: what was read back is not what was written.
     """
-    notes: list[str] = []
-    problems: list[str] = []
-    if "nifti" in formats:
+    written = Written()
+    wants_seg = "seg" in wanted.formats and bool(case.slices)
+    if wants_seg and not case.mask.any():
+        wants_seg = False
+        written.notes.append("no seg.dcm, since the mask is empty")
+    with ThreadPoolExecutor(1) as beside:
+        seg = beside.submit(_write_seg, folder, case) if wants_seg else None
+        written.notes += _write_others(folder, case, wanted, stages)
+        if wanted.viewer:
+            with stages.stage("viewer"):
+                shown = case.upright, case.labels, case.structures, case.reference
+                written.page = page_data(*shown)
+        if seg is not None:
+            with stages.stage("seg.dcm"):
+                written.problems += seg.result()
+    return written
+
+
+def _write_others(folder: Path, case: Segmented, wanted: Wanted, stages: Stages) -> list[str]:
+    notes = []
+    if "nifti" in wanted.formats:
         with stages.stage("mask.nii.gz"):
             write_mask(folder / "mask.nii.gz", case.mask, case.grid)
-    if "seg" in formats and case.slices:
-        if case.mask.any():
-            with stages.stage("seg.dcm"):
-                problems += _write_seg(folder, case)
-        else:
-            notes.append("no seg.dcm, since the mask is empty")
     if case.is_tilted:
         with stages.stage("ct.nii.gz"):
             sitk.WriteImage(to_sitk(case.upright), str(folder / "ct.nii.gz"), useCompression=True)
         notes.append("tilted gantry: mask and SEG lie on the upright grid of ct.nii.gz beside them")
-    if probabilities:
+    if wanted.probabilities:
         with stages.stage("probabilities"):
             write_probabilities(folder, case.result)
-    if meshes:
+    if wanted.meshes:
         with stages.stage("meshes"):
-            write_meshes(folder, case, meshes)
+            write_meshes(folder, case, wanted.meshes)
     with stages.stage("overlay.png"):
         title = f"{case.title}   {shape_text(case.grid)}"
         drawn = case.upright, case.labels, case.structures
         overlay(folder / "overlay.png", *drawn, title, case.flags, case.reference)
-    return notes, problems
+    return notes
 
 
 def _write_seg(folder: Path, case: Segmented) -> list[str]:
@@ -109,7 +133,7 @@ def write_probabilities(folder: Path, result: PassResult) -> None:
     for number, (window, maps) in enumerate(
         zip(result.windows, result.probabilities, strict=True), 1
     ):
-        image = sitk.Compose([to_sitk(Volume(one, window)) for one in maps])
+        image = sitk.Compose([to_sitk(Volume(one.astype(np.float32), window)) for one in maps])
         name = (
             "probabilities.nii.gz" if len(result.windows) == 1 else f"probabilities_{number}.nii.gz"
         )

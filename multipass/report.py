@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpecFromSubplotSpec
 from matplotlib.patches import Patch
 
+from multipass.labelmaps import voxel_counts
 from multipass.planes import INK, Plane, Rgb, draw, planes_through, unit_rgb
 from multipass.structures import Structure
 from multipass.volume import Volume
@@ -22,6 +23,7 @@ BONE_WINDOW_HU = (-250.0, 1000.0)
 PAPER, WARNING = "#101214", "#ffb454"
 PATIENTS_A_PAGE = 8
 SHEET_COLUMNS = 2
+LEGEND_COLUMNS = 6
 
 
 @dataclass(frozen=True)
@@ -55,10 +57,14 @@ def overlay(
     planes = planes_through(volume.array, mask, volume.grid.spacing_mm, reference)
     widths = [plane.size_mm[0] for plane in planes]
     tallest = max(plane.size_mm[1] for plane in planes)
-    height = min(14.0, max(4.0, 13.6 * tallest / sum(widths))) + 1.4
+    legend_rows = -(-(len(structures) + 1) // LEGEND_COLUMNS)
+    below = 0.2 + 0.25 * legend_rows
+    height = min(14.0, max(4.0, 13.6 * tallest / sum(widths))) + 0.95 + below
     figure = Figure(figsize=(14, height), facecolor=PAPER, dpi=100)
     grid = {"left": 0.01, "right": 0.99, "wspace": 0.03, "top": 1 - 0.9 / height}
-    axes = figure.subplots(1, 3, width_ratios=widths, gridspec_kw={**grid, "bottom": 0.45 / height})
+    axes = figure.subplots(
+        1, 3, width_ratios=widths, gridspec_kw={**grid, "bottom": below / height}
+    )
     colours = [unit_rgb(s.colour) for s in structures]
     for ax, plane in zip(axes, planes, strict=True):
         draw(ax, plane, BONE_WINDOW_HU, colours)
@@ -67,7 +73,11 @@ def overlay(
     figure.text(0.012, 1 - 0.65 / height, warning, color=WARNING, size=10, va="center")
     handles = _legend(structures, mask, reference is not None)
     figure.legend(
-        handles=handles, loc="lower center", ncols=len(handles), frameon=False, labelcolor=INK
+        handles=handles,
+        loc="lower center",
+        ncols=min(len(handles), LEGEND_COLUMNS),
+        frameon=False,
+        labelcolor=INK,
     )
     _save(figure, path)
 
@@ -121,8 +131,8 @@ def _draw_page(path: Path, entries: Sequence[SheetEntry]) -> None:
 
 def _legend(structures: Sequence[Structure], mask: np.ndarray, with_reference: bool) -> list[Patch]:
     handles = []
-    for k, structure in enumerate(structures):
-        found = bool((mask == k + 1).any())
+    counts = voxel_counts(mask, len(structures))
+    for structure, found in zip(structures, counts[1:], strict=True):
         label = structure.name if found else f"{structure.name} (not found)"
         handles.append(Patch(color=unit_rgb(structure.colour), label=label))
     if with_reference:

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from scipy import ndimage
 
 from multipass.cases import Case
 from multipass.ct import CT
+from multipass.labelmaps import boxes_of
 from multipass.maps import PassResult, native_labels
 from multipass.metrics import compare
 from multipass.segmentation import Identify
@@ -120,5 +120,5 @@ def read_reference(
         labels = sitk.GetArrayFromImage(resampled).T
     else:
         labels = upright(Volume(labels, grid)).array
-    boxes = ndimage.find_objects(labels, max_label=len(structures))
+    boxes = boxes_of(labels, len(structures))
     return labels, ["empty" if box is None else "complete" for box in boxes]

@@ -24,10 +24,11 @@ from pydicom.sr.coding import Code
 from multipass import __version__
 from multipass.dcmqi import run_dcmqi
 from multipass.frames import is_multiframe, refer_to_frames, write_stand_ins
+from multipass.labelmaps import box_of, voxel_counts
 from multipass.patients import replacing
 from multipass.series import Slice
 from multipass.structures import CATEGORY, SIDES, Structure
-from multipass.volume import Grid, Volume, to_sitk
+from multipass.volume import Grid, Volume, ints3, to_sitk
 
 ALGORITHM = "3D MultiPass U-Net"
 FAMILY = Code("123109", "DCM", "Artificial Intelligence")
@@ -54,11 +55,27 @@ def write_seg(
     Raises:
         ValueError: dcmqi failed, or its file does not hold this mask and these references.
     """
-    mask = np.asfortranarray(mask)
-    counts = _voxels_of(mask, len(structures))
-    found = [k for k in range(len(structures)) if counts[k + 1]]
-    if not found:
+    box = box_of(mask)
+    if box is None:
         raise ValueError("a SEG of an empty mask cannot be written")
+    mask = np.asfortranarray(mask)
+    # dcmqi takes its time for every slice that it is given, whether or not a bone is in it.
+    held = slice(0, grid.size[2]) if is_tilted else box[2]
+    part = mask[:, :, held]
+    volume = Volume(part, grid.cropped((0, 0, held.start), ints3(part.shape)))
+    dataset = _converted(volume, slices[held], structures, is_tilted)
+    _settle(dataset)
+    with replacing(path) as temporary:
+        dataset.save_as(temporary)
+        check_seg(pydicom.dcmread(temporary), mask, grid, () if is_tilted else slices, structures)
+
+
+def _converted(
+    mask: Volume, slices: Sequence[Slice], structures: Sequence[Structure], is_tilted: bool
+) -> Dataset:
+    """What dcmqi makes of a mask."""
+    counts = voxel_counts(mask.array, len(structures))
+    found = [(k, structure) for k, structure in enumerate(structures, 1) if counts[k]]
     with TemporaryDirectory(prefix="multipass_") as name:
         folder = Path(name)
         sources = folder / "sources"
@@ -67,9 +84,8 @@ def write_seg(
         if not frames:
             for number, source in enumerate(dict.fromkeys(piece.path for piece in slices)):
                 _link(source, sources / f"{number:05d}.dcm")
-        sitk.WriteImage(to_sitk(Volume(mask, grid)), str(folder / "mask.nrrd"))
-        meta = _meta([(k + 1, structures[k]) for k in found])
-        (folder / "meta.json").write_text(json.dumps(meta), encoding="utf-8")
+        sitk.WriteImage(to_sitk(mask), str(folder / "mask.nrrd"))
+        (folder / "meta.json").write_text(json.dumps(_meta(found)), encoding="utf-8")
         arguments = ["--inputImageList", str(folder / "mask.nrrd")]
         arguments += ["--inputDICOMDirectory", str(sources)]
         arguments += ["--inputMetadata", str(folder / "meta.json")]
@@ -81,10 +97,7 @@ def write_seg(
         dataset = pydicom.dcmread(folder / "seg.dcm")
     if frames:
         refer_to_frames(dataset, frames)
-    _settle(dataset)
-    with replacing(path) as temporary:
-        dataset.save_as(temporary)
-        check_seg(pydicom.dcmread(temporary), mask, grid, () if is_tilted else slices, structures)
+    return dataset
 
 
 def _convert(arguments: list[str]) -> None:
@@ -124,14 +137,8 @@ def check_seg(
         if uids and uids[k] not in _source_uids(frame):
             raise ValueError(f"seg.dcm: slice {k} does not refer to its source image")
         written[value] += int(np.count_nonzero(pixels))
-    if not np.array_equal(written[1:], _voxels_of(mask, len(structures))[1:]):
+    if not np.array_equal(written[1:], voxel_counts(mask, len(structures))[1:]):
         raise ValueError("seg.dcm: voxels of the mask are missing")
-
-
-def _voxels_of(mask: np.ndarray, count: int) -> np.ndarray:
-    """Voxels of each value from 0 to `count`; slice by slice, since bincount makes int64 copies."""
-    slices = mask.transpose(2, 1, 0)
-    return np.sum([np.bincount(part.ravel(), minlength=count + 1) for part in slices], axis=0)
 
 
 def _index_of(segment: Dataset, structures: Sequence[Structure]) -> int:

@@ -121,12 +121,13 @@ class Found:
     left_out: list[tuple[str, str]] = field(default_factory=list)
 
 
-def find(folders: Path | Iterable[Path]) -> Found:
-    """Read the headers of all files below the folders and sort them into series."""
-    folders = [folders] if isinstance(folders, Path) else list(folders)
+def find(roots: Path | Iterable[Path]) -> Found:
+    """Read the headers of all files below the folders, or of files, and sort them into series."""
+    roots = [roots] if isinstance(roots, Path) else list(roots)
+    below = (p for root in roots for p in ([root] if root.is_file() else root.rglob("*")))
     found = Found()
     groups: dict[tuple[str, bool], list[tuple[Path, Dataset]]] = defaultdict(list)
-    for path in sorted(p for folder in folders for p in folder.rglob("*") if p.is_file()):
+    for path in sorted(p for p in below if p.is_file()):
         if path.name == "DICOMDIR" or path.name.startswith("."):
             continue
         try:
@@ -331,7 +332,7 @@ def _unfit(series: Series) -> str:
     if "LOCALIZER" in series.image_type:
         return "a localizer"
     if len(series.slices) < MIN_SLICES:
-        reason = f"{len(series.slices)} slices, at least {MIN_SLICES} are needed"
+        reason = f"at least {MIN_SLICES} slices are needed"
         return f"{reason} ({series.refused[0]})" if series.refused else reason
     return ""
 

@@ -37,7 +37,7 @@ class Stages:
         start = time.perf_counter()
         yield
         seconds = round(time.perf_counter() - start, 3)
-        self.taken[name] = {"seconds": seconds, "peak_mb": _peak_mb() if resettable else None}
+        self.taken[name] = {"seconds": seconds, "peak_mb": peak_mb() if resettable else None}
 
 
 def _reset_peak() -> bool:
@@ -48,7 +48,7 @@ def _reset_peak() -> bool:
     return True
 
 
-def _peak_mb() -> float | None:
+def peak_mb() -> float | None:
     for line in _STATUS.read_text().splitlines():
         if line.startswith("VmHWM:"):
             return round(int(line.split()[1]) / 1024, 1)

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
-from scipy import ndimage
 from scipy.spatial import cKDTree
 
+from multipass.labelmaps import box_of
 from multipass.meshes import mesh_of
 from multipass.structures import Structure
 from multipass.volume import Grid, Volume, floats3, ints3, resample, to_sitk
@@ -74,7 +74,7 @@ def page_data(
     Args:
         volume, labels, reference: on one upright grid.
     """
-    grid = _page_grid(volume.grid, labels if labels.any() else np.ones_like(labels, subok=False))
+    grid = _page_grid(volume.grid, labels)
     low, high = SHOWN_HU
     step = (high - low) / 255
     hounsfield = resample(volume, grid, outside=low)
@@ -97,8 +97,9 @@ def page_data(
 
 
 def _page_grid(grid: Grid, labels: np.ndarray) -> Grid:
-    """The structures' box and 20 mm, with coarser voxels where there would be too many."""
-    box = ndimage.find_objects((labels > 0).view(np.uint8))[0]
+    """The box of the structures, or of the scan without any, and 20 mm; coarser voxels where there
+    would be too many."""
+    box = box_of(labels) or tuple(slice(0, n) for n in grid.size)
     margin = [round(MARGIN_MM / s) for s in grid.spacing_mm]
     start = [max(0, s.start - m) for s, m in zip(box, margin, strict=True)]
     stop = [min(n, s.stop + m) for s, m, n in zip(box, margin, grid.size, strict=True)]

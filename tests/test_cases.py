@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pydicom
 import pytest
+from enhanced import write_enhanced
 from pydicom.uid import generate_uid
 
 from multipass.cases import find_cases
@@ -119,3 +120,10 @@ def test_names_are_safe_and_unique(tmp_path):
         (tmp_path / name).write_bytes(b"")
     found, _ = cases(tmp_path)
     assert sorted(found) == ["SCAN_3", "con_2", "scan", "scan_2", "summary.csv_2", "ö_.._x"]
+
+
+def test_a_multi_frame_file_alone_is_a_case(tmp_path, patient):
+    path = tmp_path / "all.dcm"
+    write_enhanced(sorted((patient / "im_1").iterdir()), path)
+    (case,), refused = cases(path)[0].values(), cases(path)[1]
+    assert case.files == [path] and not refused

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import numpy as np
+import oracle
 import pytest
 import torch
 from balls import BODY, patient, view
+from scipy import ndimage
 
 from multipass.checkpoint import Model
 from multipass.maps import PassResult, apply_rows, between, confidence, native_labels, shared_rows
@@ -84,6 +86,27 @@ def test_run_gives_blank_context_first_and_probabilities_then():
     assert not inner.requires_grad
 
 
+def test_float16_keeps_the_labels():
+    one = patient(1)
+    soft = ndimage.gaussian_filter(one["fractions"] / np.float32(255), (0, 1, 1, 1))
+    maps = np.concatenate([1 - soft.sum(0, keepdims=True), soft])
+    grid = Grid((120, 100, 90), (2.5, 2.4, 3.3), (-150.0, -120.0, -150.0))
+    kept, exact = (
+        native_labels(PassResult([window_of(one)], [m], []), grid)
+        for m in (maps.astype(np.float16), maps)
+    )
+    for k in range(6):
+        sizes = np.count_nonzero(kept == k) + np.count_nonzero(exact == k)
+        assert 2 * np.count_nonzero((kept == k) & (exact == k)) / sizes > 0.9999
+
+
+def test_of_many_passes_only_the_first_and_the_last_two_keep_their_maps():
+    volume, _ = oracle.scene(oracle.scene_grid())
+    results = segment(oracle.model(), volume, 5)
+    assert [len(result.probabilities) for result in results] == [1, 0, 0, 1, 1]
+    assert results[-1].probabilities[0].dtype == np.float16
+
+
 @pytest.mark.parametrize("height", [300, 1000])
 def test_native_labels_equal_the_argmax_of_all_interpolated_probabilities(height):
     box = np.array([[-120.0, -90.0, -height / 2], [120.0, 90.0, height / 2]])
@@ -140,7 +163,7 @@ def test_segment_looks_closer_in_the_second_pass():
     assert confidence(second)[0] > 0.95
     # The context of pass 2 is pass 1's bone, where pass 2 sees bone.
     bone = second.probabilities[0][1] > 0.5
-    assert seer.contexts[1][0, 1].numpy()[bone].mean() > 0.8
+    assert seer.contexts[1][0, 1].float().numpy()[bone].mean() > 0.8
 
 
 def test_segment_with_the_scan_window_keeps_it():

@@ -67,6 +67,18 @@ def test_highdicom_reads_the_mask(tmp_path, subject, order, signs):
     assert np.array_equal(by_highdicom(tmp_path / "seg.dcm", ct.volume.grid), mask)
 
 
+@pytest.mark.parametrize("count", [1, 5])
+def test_a_mask_in_a_few_slices_refers_to_these(tmp_path, subject, count):
+    ct, mask = read(tmp_path, subject, *SOME_ORDERS[3])
+    first = mask.shape[2] // 2
+    mask[:, :, :first] = mask[:, :, first + count :] = 0
+    write_seg(tmp_path / "seg.dcm", mask, ct.volume.grid, ct.slices, PELVIS)
+    assert np.array_equal(by_highdicom(tmp_path / "seg.dcm", ct.volume.grid), mask)
+    (series,) = pydicom.dcmread(tmp_path / "seg.dcm").ReferencedSeriesSequence
+    referred = {image.ReferencedSOPInstanceUID for image in series.ReferencedInstanceSequence}
+    assert referred == {piece.sop_uid for piece in ct.slices[first : first + count]}
+
+
 def test_a_multi_frame_ct_is_referred_to_frame_by_frame(tmp_path, subject):
     files = write_ct(tmp_path / "single", subject.volume, subject.recipe)
     write_enhanced(files, tmp_path / "ct" / "all.dcm")

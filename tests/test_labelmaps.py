@@ -1,10 +1,12 @@
-"""Specks go, fragments and the largest part of a structure stay."""
+"""Boxes are where structures lie; specks go, fragments and largest parts stay."""
 
 from __future__ import annotations
 
 import numpy as np
+import pytest
+from scipy import ndimage
 
-from multipass.cleanup import without_specks
+from multipass.labelmaps import boxes_of, without_specks
 
 VOXEL_MM3 = 2.0
 
@@ -28,3 +30,14 @@ def test_specks_go_and_fragments_stay():
 def test_nothing_to_remove_is_no_copy():
     labels = np.ones((4, 4, 4), np.uint8)
     assert without_specks(labels, VOXEL_MM3, 5.0) is labels
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])
+def test_boxes_are_those_of_find_objects_in_any_order_of_axes(order):
+    labels = np.zeros((12, 15, 9), np.uint8)
+    labels[3:5, 7, 2:8] = 2
+    labels[11, 14, 0] = 3
+    labels[4, 2, 3] = 3
+    turned = labels.transpose(order)[::-1]
+    assert boxes_of(turned, 4) == ndimage.find_objects(turned, max_label=4)
+    assert boxes_of(np.zeros_like(turned), 2) == [None, None]

@@ -50,6 +50,14 @@ class Canvas:
         lumps = 20 + 250 * np.minimum(self.noise(3) + 0.8, 0.4)
         self.stool = np.clip(lumps, -850, 140)
 
+    def cover(self, hard: list[Block], flesh_mm: float) -> None:
+        """Move the outline outwards where it lies less than `flesh_mm` outside a shape."""
+        for block in hard:
+            place = np.rint(self.points / np.float32(block.step_mm)).astype(int) - block.start
+            inside = np.flatnonzero(((place >= 0) & (place < block.array.shape)).all(axis=1))
+            distance = block.array[tuple(place[inside].T)] - np.float32(flesh_mm)
+            self.outline[inside] = smooth_min(self.outline[inside], distance, 10)
+
     def store(self) -> None:
         self.block.array.reshape(-1)[self.all] = self.hu
 

@@ -62,6 +62,8 @@ class Recipe:
     # how finely the scene is worked out
     lattice_mm: float = 2.0  # bones
     tissue_mm: float = 3.0
+    # the real surfaces that the bones come from, '' for parametric bones
+    anatomy: str = ""
 
     def rng(self, stream: str) -> np.random.Generator:
         """A generator of its own for each use, so that changing one leaves the others alone."""

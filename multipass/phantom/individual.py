@@ -10,9 +10,11 @@ import numpy as np
 from multipass.phantom import bones
 from multipass.phantom.atlas import Atlas, Femur
 from multipass.phantom.lattice import Shape
+from multipass.phantom.pathology import CUTS, fractured, with_osteophytes
 from multipass.phantom.recipe import Recipe
 from multipass.phantom.sacra import complete_sacrum
 from multipass.phantom.surface import Surface, fit_ball
+from multipass.phantom.variety import vary
 
 Box = tuple[Sequence[float], Sequence[float]]
 
@@ -74,16 +76,29 @@ def draw_individual(atlas: Atlas, recipe: Recipe) -> tuple[Individual, Recipe]:
         centre, own = fit_ball(shape[atlas.sockets[side]])
         centres[side] = (centre * (side, 1, 1)).tolist()
         radius += own / 2
+    recipe = vary(recipe)
     hips = {}
     for side, name in ((1, "left_hip"), (-1, "right_hip")):
         vertices = shape[atlas.ranges[name]] * (side, 1, 1)
-        hips[side] = _boxed(Surface(vertices, atlas.faces[name][:, ::side]))
+        faces = np.ascontiguousarray(atlas.faces[name][:, ::side])
+        rim = _rim(vertices, centres[side], radius)
+        vertices = with_osteophytes(vertices, faces, rim, recipe.osteophytes, rng)
+        hips[side] = _boxed(Surface(vertices, faces))
     mirrored = bool(rng.random() < 0.5)
     if mirrored:
         hips, centres = {1: hips[-1], -1: hips[1]}, {1: centres[-1], -1: centres[1]}
     sacrum, coccyx, end_plate = complete_sacrum(atlas, shape, rng, mirrored)
     femurs, femur_names = _draw_femurs(atlas, rng)
     shift, tilt = _spine_place(*end_plate)
+    sides = {"hip": hips, "femur": femurs}
+    if recipe.fracture:
+        bone = CUTS[recipe.fracture][0]
+        side = int(rng.choice([-1, 1]))
+        if bone == "sacrum":
+            sacrum = fractured(sacrum[0], recipe.fracture, rng), _wider(sacrum[1])
+        else:
+            whole, box = sides[bone][side]
+            sides[bone][side] = fractured(whole, recipe.fracture, rng), _wider(box)
     used = [f"{i} {w:+.2f}" for i, w in zip(atlas.ids, weights, strict=True) if w]
     name = f"pelvis {' '.join(used)}{' mirrored' if mirrored else ''}, femur {femur_names}"
     individual = Individual(
@@ -128,6 +143,19 @@ def _rippled(points: np.ndarray, rng: np.random.Generator, size_mm: float) -> np
 
 def _boxed(surface: Surface) -> tuple[Shape, Box]:
     return surface, (tuple(surface.lower - 1), tuple(surface.upper + 1))
+
+
+def _rim(hip: np.ndarray, centre: Sequence[float], radius: float) -> np.ndarray:
+    """Indices of a left hip bone's vertices around its socket, where osteophytes grow."""
+    away = hip - np.asarray(centre)
+    distance = np.linalg.norm(away, axis=1)
+    return np.flatnonzero((np.abs(distance - radius - 4) < 4) & (away @ (-0.7, 0.35, 0.6) < 16))
+
+
+def _wider(box: Box) -> Box:
+    """The box with room for a fragment that has moved."""
+    low, high = box
+    return tuple(v - 10 for v in low), tuple(v + 10 for v in high)
 
 
 def _spine_place(centre: np.ndarray, normal: np.ndarray) -> tuple[tuple, float]:

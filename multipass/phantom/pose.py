@@ -25,6 +25,8 @@ class Pose:
         self.recipe, self.individual = recipe, individual
         rng = recipe.rng("pose")
         self.turn = Rotation.from_euler("xyz", recipe.pelvis_deg, degrees=True).as_matrix()
+        self.roll = Rotation.from_euler("z", recipe.roll_deg, degrees=True).as_matrix()
+        self.turn = self.roll @ self.turn
         self.size = np.asarray(recipe.stretch) * recipe.scale
         self.flare = 0.06 * (recipe.sex - 0.5) + rng.normal(0, 0.03)
         self.arch = 0.14 * (recipe.sex - 0.5) + rng.normal(0, 0.04)
@@ -40,11 +42,16 @@ class Pose:
             for side, (x, y, z) in individual.hip_centres.items()
         }
         self.femur_turns = {
-            side: Rotation.from_euler(
+            side: self.roll
+            @ Rotation.from_euler(
                 "yxz", (-side * (abduct - 3), -flex, side * (8 - rotate)), degrees=True
             ).as_matrix()
             for side, (flex, abduct, rotate) in zip((1, -1), recipe.femur_deg, strict=True)
         }
+
+    def to_body(self, points: np.ndarray) -> np.ndarray:
+        """Scene points in the frame of a body that lies straight on its back."""
+        return _turned(points, self.roll)
 
     def to_pelvis(self, points: np.ndarray) -> np.ndarray:
         """Scene points (N, 3) in the pelvis frame."""

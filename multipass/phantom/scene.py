@@ -187,6 +187,8 @@ class Skeleton:
         coarse = gaussian_filter(texture[::4, ::4, ::4], 1.2) * 7.0
         coarse = coarse.repeat(4, 0).repeat(4, 1).repeat(4, 2)[tuple(map(slice, texture.shape))]
         core = recipe.trabecular_hu * (1 + 0.3 * fine + 0.25 * coarse)
+        if recipe.patchy:
+            core += recipe.patchy * 90 * coarse
         shell: np.ndarray | float = recipe.cortex_mm
         if "femur" in name:
             side = 1 if name.startswith("left") else -1

@@ -50,6 +50,14 @@ class Canvas:
         lumps = 20 + 250 * np.minimum(self.noise(3) + 0.8, 0.4)
         self.stool = np.clip(lumps, -850, 140)
 
+    def cover(self, hard: list[Block], flesh_mm: float) -> None:
+        """Move the outline outwards where it lies less than `flesh_mm` outside a shape."""
+        for block in hard:
+            place = np.rint(self.points / np.float32(block.step_mm)).astype(int) - block.start
+            inside = np.flatnonzero(((place >= 0) & (place < block.array.shape)).all(axis=1))
+            distance = block.array[tuple(place[inside].T)] - np.float32(flesh_mm)
+            self.outline[inside] = smooth_min(self.outline[inside], distance, 10)
+
     def store(self) -> None:
         self.block.array.reshape(-1)[self.all] = self.hu
 
@@ -98,15 +106,17 @@ def _mirrored(points: np.ndarray) -> np.ndarray:
 
 def outline(canvas: Canvas) -> np.ndarray:
     """Distance to the outer face of the muscle layer: trunk and thighs."""
-    p, scale = canvas.points, np.float32(canvas.recipe.scale)
+    p, scale = canvas.pose.to_body(canvas.points), np.float32(canvas.recipe.scale)
+    wide, deep = (np.float32(g) for g in canvas.recipe.girth)
     z = p[:, 2] / scale
     half_x, half_y, centre_y = (_profile(z, column) for column in (1, 2, 3))
+    half_x, half_y = half_x * wide, half_y * deep
     x = np.abs(p[:, 0] / scale) / half_x
     y = np.abs(p[:, 1] / scale - centre_y) / half_y
     trunk = ((x**2.5 + y**2.5) ** 0.4 - 1) * np.minimum(half_x, half_y) * scale
     result = np.maximum(trunk, (-95 - z) * scale).astype(np.float32)
     low = np.flatnonzero(z < 80)
-    below = _columns(p, low)
+    below = _columns(canvas.points, low)
     for side in (1, -1):
         q = canvas.pose.to_femur(below, side)
         axis = np.interp(q[:, 2], (-420, -60), (26, 28)).astype(np.float32)

@@ -11,6 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from multipass.phantom.atlas import Atlas, load_atlas
 from multipass.phantom.subject import make_subject
 from multipass.phantom.writer import write_subject
 
@@ -29,6 +30,10 @@ class Options:
     """Pixels a side of a slice, 32 to 1024."""
     size: Literal["pelvis", "abdomen", "small"] | None = None
     """Length of the scans; by default a quarter of them show the abdomen too."""
+    anatomy: Path | None = None
+    """Folder of real bone surfaces to build the patients around; parametric bones by default."""
+    part: Literal["all", "train", "test"] = "all"
+    """Which of the folder's subjects to draw from; those for testing never enter 'train'."""
     jobs: int = 1
     """Patients made at the same time."""
 
@@ -40,15 +45,21 @@ def write_patient(options: Options, index: int) -> str:
     if folder.exists():
         return f"{name}: already there, kept"
     start = time.perf_counter()
-    subject = make_subject(options.seed, index, matrix=options.matrix, size=options.size)
+    subject = make_subject(
+        options.seed, index, matrix=options.matrix, size=options.size, atlas=_atlas(options)
+    )
     write_subject(folder, subject)
     nx, ny, nz = subject.volume.grid.size
     sx, _, sz = subject.volume.grid.spacing_mm
-    extra = f", {subject.recipe.implant}" if subject.recipe.implant else ""
+    extra = "".join(f", {t}" for t in (subject.recipe.implant, subject.recipe.anatomy) if t)
     return (
         f"{name}: {nx} x {ny} x {nz} voxels of {sx:.2f} x {sx:.2f} x {sz:.2f} mm, "
         f"{subject.position}{extra}, {time.perf_counter() - start:.0f} s"
     )
+
+
+def _atlas(options: Options) -> Atlas | None:
+    return load_atlas(options.anatomy, options.part) if options.anatomy else None
 
 
 def write_cohort(options: Options) -> Iterator[str]:
@@ -75,6 +86,7 @@ def _check(options: Options) -> None:
         raise ValueError(f"--matrix {options.matrix}: must lie between 32 and 1024")
     if options.seed < 0:
         raise ValueError(f"--seed {options.seed}: must not be negative")
+    _atlas(options)
     try:
         options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -3,9 +3,9 @@ those are the bone that remains around it."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 
 import numpy as np
 
@@ -59,11 +59,11 @@ def prosthesis(points: np.ndarray) -> np.ndarray:
     return smooth_min(ball(points, (0, 0, 0), 16), _stem()(points), 2)
 
 
-def cup(points: np.ndarray) -> np.ndarray:
+def cup(points: np.ndarray, centre: Sequence[float] = HIP_CENTRE) -> np.ndarray:
     """The metal back of the socket, in the pelvis frame."""
-    radius = ball(points, HIP_CENTRE, 0)
+    radius = ball(points, centre, 0)
     shell = smooth_max(radius - SOCKET_RADIUS - 1.5, SOCKET_RADIUS - 2.5 - radius, 0.5)
-    return np.maximum(shell, plane(points, HIP_CENTRE, CUP_NORMAL) - 2)
+    return np.maximum(shell, plane(points, centre, CUP_NORMAL) - 2)
 
 
 def without_head(femur: np.ndarray, points: np.ndarray) -> np.ndarray:
@@ -76,14 +76,17 @@ def prosthetic_sides(implant: str, chosen: int) -> tuple[int, ...]:
     return {"prosthesis": (chosen,), "two prostheses": (1, -1)}.get(implant, ())
 
 
-def metal_parts(implant: str, chosen: int) -> list[Metal]:
+def metal_parts(
+    implant: str, chosen: int, hip_centres: Mapping[int, Sequence[float]]
+) -> list[Metal]:
     """What is implanted; see `prosthetic_sides` for `chosen`."""
     parts = []
-    low, high = ([v + t for v in HIP_CENTRE] for t in (-32, 32))
     for side in prosthetic_sides(implant, chosen):
         stem_box = ((-18, -18, -142), (52, 20, 18))
         parts.append(Metal(f"stem {side}", "femur", side, prosthesis, stem_box))
-        parts.append(Metal(f"cup {side}", "pelvis", side, cup, (low, high)))
+        low, high = ([v + t for v in hip_centres[side]] for t in (-32, 32))
+        shell = partial(cup, centre=hip_centres[side])
+        parts.append(Metal(f"cup {side}", "pelvis", side, shell, (low, high)))
     if implant == "femoral neck screws":
         box = ((-15, -12, -72), (68, 20, 14))
         parts.append(Metal("neck screws", "femur", chosen, _neck_screws(), box))

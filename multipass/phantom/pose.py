@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from multipass.phantom import bones
+from multipass.phantom.individual import PARAMETRIC, Individual
 from multipass.phantom.recipe import Recipe
 from multipass.phantom.shapes import along
 
@@ -21,10 +21,12 @@ def _turned(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
 class Pose:
     """The ways from scene coordinates to the standing frames in which bones are modelled."""
 
-    def __init__(self, recipe: Recipe):
-        self.recipe = recipe
+    def __init__(self, recipe: Recipe, individual: Individual = PARAMETRIC):
+        self.recipe, self.individual = recipe, individual
         rng = recipe.rng("pose")
         self.turn = Rotation.from_euler("xyz", recipe.pelvis_deg, degrees=True).as_matrix()
+        self.roll = Rotation.from_euler("z", recipe.roll_deg, degrees=True).as_matrix()
+        self.turn = self.roll @ self.turn
         self.size = np.asarray(recipe.stretch) * recipe.scale
         self.flare = 0.06 * (recipe.sex - 0.5) + rng.normal(0, 0.03)
         self.arch = 0.14 * (recipe.sex - 0.5) + rng.normal(0, 0.04)
@@ -32,18 +34,24 @@ class Pose:
         self.shifts = rng.uniform(0, 2 * np.pi, 4)
         self.swing = rng.normal(0, 1.0, (4, 3)) * recipe.scale
         self.femur_scale = recipe.scale * float(np.clip(rng.normal(1, 0.02), 0.95, 1.04))
+        self.femur_scale *= individual.femur_fit
         self.femur_size = self.femur_scale * rng.normal(1, 0.02, 3)
         self.implant_side = int(rng.choice([-1, 1]))
         self.heads = {
-            side: self.to_scene(np.array([[side * bones.HIP_CENTRE[0], *bones.HIP_CENTRE[1:]]]))[0]
-            for side in (1, -1)
+            side: self.to_scene(np.array([[side * x, y, z]]))[0]
+            for side, (x, y, z) in individual.hip_centres.items()
         }
         self.femur_turns = {
-            side: Rotation.from_euler(
+            side: self.roll
+            @ Rotation.from_euler(
                 "yxz", (-side * (abduct - 3), -flex, side * (8 - rotate)), degrees=True
             ).as_matrix()
             for side, (flex, abduct, rotate) in zip((1, -1), recipe.femur_deg, strict=True)
         }
+
+    def to_body(self, points: np.ndarray) -> np.ndarray:
+        """Scene points in the frame of a body that lies straight on its back."""
+        return _turned(points, self.roll)
 
     def to_pelvis(self, points: np.ndarray) -> np.ndarray:
         """Scene points (N, 3) in the pelvis frame."""

@@ -62,6 +62,15 @@ class Recipe:
     # how finely the scene is worked out
     lattice_mm: float = 2.0  # bones
     tissue_mm: float = 3.0
+    # the real surfaces that the bones come from, '' for parametric bones
+    anatomy: str = ""
+    # drawn with real surfaces only (variety.py)
+    roll_deg: float = 0.0  # of the whole body on the table
+    girth: tuple[float, float] = (1.0, 1.0)  # of the muscle layer's outline, across and in depth
+    patchy: float = 0.0  # more and coarser texture in the trabecular bone
+    osteophytes: int = 0
+    fracture: str = ""
+    streak_noise_hu: float = 0.0  # along the rows that pass most tissue
 
     def rng(self, stream: str) -> np.random.Generator:
         """A generator of its own for each use, so that changing one leaves the others alone."""

@@ -143,6 +143,10 @@ def _finish(recipe: Recipe, picture: np.ndarray, rng: np.random.Generator) -> np
     soft = 0.35 + 0.5 * max(recipe.kernel_px, 0)
     grain = gaussian_filter1d(gaussian_filter1d(noise, soft, 0, truncate=3), soft, 1, truncate=3)
     grain *= np.float32(recipe.noise_hu) / grain.std()
+    if recipe.streak_noise_hu:
+        passed = np.clip(picture + 1000, 0, 2500).mean(axis=1, keepdims=True) / 700
+        lines = gaussian_filter1d(rng.standard_normal(picture.shape, dtype=np.float32), 15.0, 1)
+        grain += lines / lines.std() * (recipe.streak_noise_hu * passed**2).astype(np.float32)
     if recipe.kernel_px > 0.2:
         for axis in (0, 1):
             picture = gaussian_filter1d(picture, recipe.kernel_px, axis, truncate=3)

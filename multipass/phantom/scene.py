@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from multipass.phantom import bones, spine
+from multipass.phantom import spine
 from multipass.phantom.anatomy import ARTERIES
 from multipass.phantom.implants import METAL_HU, metal_parts, prosthetic_sides, without_head
+from multipass.phantom.individual import Box
 from multipass.phantom.lattice import Block, Shape, distances
 from multipass.phantom.pose import Pose
 from multipass.phantom.shapes import FAR_MM, Cloud
@@ -19,14 +19,8 @@ from multipass.structures import PELVIS
 
 MARGIN_MM = 8.0  # of lattice around a bone
 DISC_GAP_MM = 2.5
-FEMUR_BOX = ((-26, -30, -410), (75, 40, 26))
-HIP_BOX = ((0, -95, -125), (150, 95, 105))
-SACRUM_BOX = ((-70, -20, -35), (70, 95, 95))
-COCCYX_BOX = ((-12, 30, -55), (12, 85, -10))
 SIDES = ((1, "left"), (-1, "right"))
 LABELS = {structure.name: i + 1 for i, structure in enumerate(PELVIS)}
-
-Box = tuple[Sequence[float], Sequence[float]]
 
 
 @dataclass
@@ -56,7 +50,9 @@ class Skeleton:
         self.recipe, self.pose = pose.recipe, pose
         self.step = pose.recipe.lattice_mm
         self.bones: dict[str, Bone] = {}
-        for piece in metal_parts(self.recipe.implant, pose.implant_side):
+        for piece in metal_parts(
+            self.recipe.implant, pose.implant_side, pose.individual.hip_centres
+        ):
             shape = (self._in_femur if piece.frame == "femur" else self._in_pelvis)(
                 piece.shape, piece.side
             )
@@ -68,24 +64,37 @@ class Skeleton:
 
     def _add_legs_and_pelvis(self) -> None:
         for side, name in SIDES:
-            box = self._box(FEMUR_BOX, side, "femur")
-            self._add(f"{name} femur", self._in_femur(self._femur(side), side), box)
+            shape, box = self.pose.individual.femurs[side]
+            shape = self._in_femur(self._remaining(shape, side), side)
+            self._add(f"{name} femur", shape, self._box(box, side, "femur"))
         for side, name in SIDES:
-            shape = self._in_pelvis(bones.hip_bone, side)
-            self._add(f"{name} hip bone", shape, self._box(HIP_BOX, side))
-        self._add("sacrum", self._in_pelvis(bones.sacrum), self._box(SACRUM_BOX))
-        self._add("coccyx", self._in_pelvis(bones.coccyx), self._box(COCCYX_BOX))
+            shape, box = self.pose.individual.hips[side]
+            self._add(f"{name} hip bone", self._in_pelvis(shape, side), self._box(box, side))
+        for name in ("sacrum", "coccyx"):
+            shape, box = getattr(self.pose.individual, name)
+            self._add(name, self._in_pelvis(shape), self._box(box))
 
     def _add_spine(self) -> None:
         top = self.recipe.top_mm / self.pose.size[2]
-        for v in spine.SPINE:
+        for v, turn in self._vertebrae():
             _, y, z = v.centre
             box = self._box(((-55, y - 32, z - 42), (55, y + 75, z + 36)))
-            self._add(v.name, self._in_pelvis(partial(spine.vertebra, shape=v)), box)
+            form = self.pose.individual.lumbar.get(v.name)
+            posed = partial(spine.vertebra, shape=v, turn=turn, form=form)
+            self._add(v.name, self._in_pelvis(posed), box)
         if top > 190:
             for side, name in SIDES:
                 shape = self._in_pelvis(partial(spine.ribs, top_mm=top), side)
                 self._add(f"{name} ribs", shape, self._box(((0, -175, 80), (150, 80, top)), side))
+
+    def _vertebrae(self) -> list[tuple[spine.Vertebra, float]]:
+        """The vertebrae moved onto the sacrum, and their turns, halved from one to the next."""
+        person = self.pose.individual
+        moved = [
+            replace(v, centre=tuple(np.add(v.centre, person.spine_shift).tolist()))
+            for v in spine.SPINE
+        ]
+        return [(v, person.spine_tilt / 2**i) for i, v in enumerate(moved)]
 
     def _add_calcifications(self) -> None:
         """Plaques on the walls of the arteries."""
@@ -120,10 +129,11 @@ class Skeleton:
         scale = np.float32(self.pose.femur_scale)
         return lambda points: shape(self.pose.to_femur(points, side)) * scale
 
-    def _femur(self, side: int) -> Shape:
+    def _remaining(self, femur: Shape, side: int) -> Shape:
+        """What a prosthesis leaves of a femur."""
         if side not in prosthetic_sides(self.recipe.implant, self.pose.implant_side):
-            return bones.femur
-        return lambda points: without_head(bones.femur(points), points)
+            return femur
+        return lambda points: without_head(femur(points), points)
 
     def _box(self, corners: Box, side: int = 1, frame: str = "pelvis") -> np.ndarray:
         """Lattice indices of the lowest and highest corner around a box of a standing frame (of
@@ -177,6 +187,8 @@ class Skeleton:
         coarse = gaussian_filter(texture[::4, ::4, ::4], 1.2) * 7.0
         coarse = coarse.repeat(4, 0).repeat(4, 1).repeat(4, 2)[tuple(map(slice, texture.shape))]
         core = recipe.trabecular_hu * (1 + 0.3 * fine + 0.25 * coarse)
+        if recipe.patchy:
+            core += recipe.patchy * 90 * coarse
         shell: np.ndarray | float = recipe.cortex_mm
         if "femur" in name:
             side = 1 if name.startswith("left") else -1

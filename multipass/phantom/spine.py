@@ -7,6 +7,7 @@ from functools import cache
 
 import numpy as np
 
+from multipass.phantom.lattice import Shape
 from multipass.phantom.shapes import Cloud, sheet, smooth_max, smooth_min, tube, union
 
 
@@ -68,14 +69,18 @@ def _arch() -> Cloud:
     return Cloud(balls)
 
 
-def vertebra(points: np.ndarray, shape: Vertebra, turn: float = 0.0) -> np.ndarray:
-    """A vertebra; `turn` adds to its tilt."""
+def vertebra(
+    points: np.ndarray, shape: Vertebra, turn: float = 0.0, form: Shape | None = None
+) -> np.ndarray:
+    """A vertebra; `turn` adds to its tilt, `form` is another shape in a vertebra's own frame."""
     angle = shape.tilt + turn
     cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
     p = points - np.asarray(shape.centre, np.float32)
     scale = np.float32(shape.width_mm / 48)
     local = np.column_stack([p[:, 0], p[:, 1] * cos + p[:, 2] * sin, p[:, 2] * cos - p[:, 1] * sin])
     local /= scale
+    if form is not None:
+        return form(local) * scale
     waist = 1 + np.float32(0.12) * np.minimum(np.abs(local[:, 2] / 13), 1.5) ** 2
     rim = np.hypot(local[:, 0] / 23, local[:, 1] / 16) / waist
     # the back of the body is flat to hollow: the front wall of the spinal canal

@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from multipass.phantom.atlas import Atlas
+from multipass.phantom.individual import PARAMETRIC, draw_individual
 from multipass.phantom.pose import Pose
 from multipass.phantom.recipe import Recipe, draw_recipe
 from multipass.phantom.scanner import render, scan_grid
@@ -39,6 +41,7 @@ def make_subject(
     matrix: int = 512,
     size: str | None = None,
     recipe: Recipe | None = None,
+    atlas: Atlas | None = None,
     **overrides,
 ) -> Subject:
     """Make patient `index` of the cohort `seed`.
@@ -47,13 +50,17 @@ def make_subject(
         matrix: pixels a side of a slice.
         size: 'pelvis', 'abdomen', 'small' (for tests, about a second with matrix=64) or None.
         recipe: use this one and ignore seed, index, matrix and size.
+        atlas: bones from real surfaces rather than parametric ones.
         overrides: fields of `Recipe` to replace, such as position="HFP" or slice_step_mm=1.0.
     """
     drawn = recipe or draw_recipe(seed, index, matrix, size)
+    individual = PARAMETRIC
+    if atlas:
+        individual, drawn = draw_individual(atlas, drawn)
     drawn = replace(drawn, **overrides)
-    pose = Pose(drawn)
+    pose = Pose(drawn, individual)
     skeleton = Skeleton(pose)
-    body = paint_body(pose)
+    body = paint_body(pose, list(skeleton.bones.values()))
     grid = scan_grid(drawn)
     hu, label = render(drawn, list(skeleton.bones.values()), body, grid)
     origin = floats3(np.add(grid.origin_mm, drawn.table_offset_mm).round(3))

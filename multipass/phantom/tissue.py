@@ -12,17 +12,21 @@ from multipass.phantom.anatomy import ARTERIES, BOWEL_BOX, MUSCLES, THIGH_MUSCLE
 from multipass.phantom.canvas import Canvas
 from multipass.phantom.lattice import Block
 from multipass.phantom.pose import Pose
+from multipass.phantom.scene import Bone
 from multipass.phantom.shapes import Cloud, ellipsoid, tube
 from multipass.phantom.surroundings import paint_surroundings
 
 SKIN_MM = 2.0
 GAS_HU = -980.0
+FLESH_MM = 5.0  # at least, over a real bone, whose place the outline does not know
 EDGE_MM = 7.0  # beyond a shape: fascia, walls and half a lattice step of soft edge
 
 
-def paint_body(pose: Pose) -> Block:
+def paint_body(pose: Pose, bones: list[Bone]) -> Block:
     """All soft tissue and the surroundings, as HU on a lattice that covers the scan."""
     canvas = Canvas(pose)
+    if pose.individual.fleshed:
+        canvas.cover([bone.distance for bone in bones if bone.label], FLESH_MM)
     fat_mm = _fat_thickness(canvas)
     paint_surroundings(canvas, fat_mm + SKIN_MM)
     whole = canvas.outline - fat_mm

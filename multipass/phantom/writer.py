@@ -55,6 +55,7 @@ def flipped(volume: Volume, signs: tuple[int, int, int]) -> Volume:
 def patient_uid(recipe: Recipe, *what: object) -> str:
     """A UID that depends only on the recipe's seed and index, and on what it is for."""
     sources = ["multipass.phantom", str(recipe.seed), str(recipe.index), str(recipe.matrix)]
+    sources += [recipe.anatomy] if recipe.anatomy else []
     return str(generate_uid(entropy_srcs=[*sources, *map(str, what)]))
 
 

@@ -1,0 +1,62 @@
+"""What goes wrong with bones: fractures with displaced fragments, and osteophytes."""
+
+from __future__ import annotations
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from multipass.phantom.lattice import Shape
+from multipass.phantom.shapes import plane
+from multipass.phantom.surface import vertex_normals
+
+# Structure that breaks, a point of the cut and its normal, which points to the fragment; frames and
+# sides as in `Individual`
+CUTS = {
+    "pubic rami": ("hip", (38, -35, -65), (-0.85, -0.5, 0.1)),
+    "iliac wing": ("hip", (100, 5, 40), (0.4, -0.4, 0.8)),
+    "acetabulum": ("hip", (85, -15, -38), (0.0, -0.25, -1.0)),
+    "femoral neck": ("femur", (22, 3, -18), (-0.75, -0.05, 0.65)),
+    "sacral ala": ("sacrum", (27, 40, 30), (1.0, 0.1, -0.1)),
+}
+
+
+def fractured(shape: Shape, cut: str, rng: np.random.Generator) -> Shape:
+    """A shape cut by a plane, whose fragment has been shifted and turned; it keeps its label."""
+    _, through, normal = CUTS[cut]
+    place: list[float] = np.add(through, rng.normal(0, 5, 3)).tolist()
+    towards = np.add(normal, rng.normal(0, 0.2, 3))
+    way: list[float] = (towards / np.linalg.norm(towards)).tolist()
+    gap = rng.uniform(0.3, 2.5)
+    turn = Rotation.from_rotvec(rng.normal(0, np.radians(5), 3)).as_matrix().astype(np.float32)
+    shift = (rng.normal(0, 3, 3) + rng.uniform(0, 3) * np.asarray(way)).astype(np.float32)
+    centre = np.asarray(place, np.float32)
+
+    def broken(points: np.ndarray) -> np.ndarray:
+        rest = np.maximum(shape(points), plane(points, place, way) + np.float32(gap / 2))
+        away = points - centre - shift
+        back = np.stack([(away * column).sum(1) for column in turn.T]).T + centre
+        moved = np.maximum(shape(back), np.float32(gap / 2) - plane(back, place, way))
+        return np.minimum(rest, moved)
+
+    return broken
+
+
+def with_osteophytes(
+    vertices: np.ndarray, faces: np.ndarray, where: np.ndarray, count: int, rng: np.random.Generator
+) -> np.ndarray:
+    """Vertices raised along their normals in small bumps.
+
+    Args:
+        where: indices of vertices on which bumps may sit.
+        count: bumps, of 1 to 6 mm and as wide.
+    """
+    if not count or not len(where):
+        return vertices
+    normals = vertex_normals(vertices, faces)
+    height = np.zeros(len(vertices))
+    for seed in rng.choice(where, count):
+        distance = np.linalg.norm(vertices - vertices[seed], axis=1)
+        width = rng.uniform(2.0, 5.0)
+        bump = rng.uniform(0.3, 1.2) * width * np.exp(-0.5 * (distance / width) ** 2)
+        height = np.maximum(height, bump)
+    return vertices + height[:, None] * normals

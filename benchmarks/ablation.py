@@ -168,7 +168,7 @@ def outputs(
         windows, flags = closer(segment(finder, volume, 1)[0], volume)
         yield "pass 1", look_through(model, volume, windows, None, flags)
         return
-    results = segment(model, volume, 3 if arm.passes > 1 else 1)
+    results = segment(model, volume, 3 if arm.passes > 1 else 1, keep_all=True)
     yield from ((f"pass {k}", result) for k, result in enumerate(results, start=1))
     if arm.passes > 1:
         yield "blank context", look_through(model, volume, results[1].windows, None, [])

@@ -126,7 +126,7 @@ def _score_scan(case: Case, model: Model, rules: Identify) -> list[dict[str, Any
     assert case.series is not None
     ct = read_ct(case.series)
     volume = upright(ct.volume)
-    results = segment(model, volume)
+    results = segment(model, volume, keep_all=True)
     scored = score(
         case,
         ct.volume.grid,

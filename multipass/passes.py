@@ -91,15 +91,18 @@ def blank(network: MultiPassUNet, image: torch.Tensor) -> torch.Tensor:
 
 
 @torch.inference_mode()
-def segment(model: Model, volume: Volume, passes: int | None = None) -> list[PassResult]:
+def segment(
+    model: Model, volume: Volume, passes: int | None = None, keep_all: bool = False
+) -> list[PassResult]:
     """Runs the passes over a scan: the first over its scan windows, the next over the pelvis.
 
     Args:
         volume: upright CT in HU.
         passes: the model's own number if None.
+        keep_all: the maps of all passes; else of the first and the last two, to bound memory.
 
     Returns:
-        One result a pass; between the first and the last two, without windows and maps.
+        One result a pass; those not kept have neither windows nor maps.
     """
     scan = scan_windows(body_box(volume))
     results = [look_through(model, volume, scan, None, [])]
@@ -108,7 +111,7 @@ def segment(model: Model, volume: Volume, passes: int | None = None) -> list[Pas
         if index == 1 and model.window == "pelvis":
             windows, flags = closer(results[0], volume)
         results.append(look_through(model, volume, windows, results[-1], flags))
-        if index > 2:
+        if index > 2 and not keep_all:
             results[-3] = replace(results[-3], windows=[], probabilities=[])
     return results
 

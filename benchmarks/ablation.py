@@ -238,7 +238,7 @@ def by_patient(rows: list[dict[str, str]], metric: str) -> dict[tuple[str, str],
     }
 
 
-def table(rows: list[dict[str, str]]) -> list[str]:
+def table(rows: list[dict[str, str]], differences: Sequence[tuple] = DIFFERENCES) -> list[str]:
     """Markdown: means, then paired differences, with 95 % intervals over patients."""
     dice, hd95 = by_patient(rows, "dice"), by_patient(rows, "hd95_mm")
     missed = dict.fromkeys(dice, 0)
@@ -251,7 +251,7 @@ def table(rows: list[dict[str, str]]) -> list[str]:
         cells += [interval(hd95[key].values(), 1), str(missed[key])]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "| difference | Dice | HD95 mm |", "|---|---|---|"]
-    for one, other in DIFFERENCES:
+    for one, other in differences:
         if one in dice and other in dice:
             text = f"{', '.join(one)} - {', '.join(other)}"
             both = (paired(dice, one, other), paired(hd95, one, other))

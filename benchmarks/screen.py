@@ -189,7 +189,8 @@ def main(options: Options) -> None:
         [options.output / f"{choice.name.replace(' ', '_')}.csv" for choice in chosen]
     )
     ablation.write_rows(options.output / "rows.csv", rows)
-    print("\n".join(ablation.table(rows)))
+    differences = [((choice.name, "pass 2"), (CHOICES[0].name, "pass 2")) for choice in CHOICES[1:]]
+    print("\n".join(ablation.table(rows, differences)))
 
 
 if __name__ == "__main__":

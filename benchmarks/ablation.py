@@ -45,7 +45,7 @@ sys.path.insert(0, str(ROOT))  # before this folder, which has a training.py, to
 import training  # noqa: E402
 from multipass import checkpoint  # noqa: E402
 from multipass.batches import Batches  # noqa: E402
-from multipass.cases import find_cases  # noqa: E402
+from multipass.cases import Case, find_cases  # noqa: E402
 from multipass.cohort import Cohort  # noqa: E402
 from multipass.ct import read_ct  # noqa: E402
 from multipass.maps import PassResult, native_labels  # noqa: E402
@@ -210,12 +210,20 @@ def test_scans(
         if not cases:
             raise ValueError(f"{folder}: no scans to test on.")
         for case in cases:
-            assert case.series is not None
-            scan = read_ct(case.series)
-            reference = read_reference(case, scan.volume.grid, structures)
-            if reference is None:
-                raise ValueError(f"{case.name}: no reference beside this scan to test on.")
-            yield case.name, upright(scan.volume), reference
+            yield case.name, *read_test_scan(case, structures)
+
+
+def read_test_scan(
+    case: Case, structures: Sequence[Structure]
+) -> tuple[Volume, tuple[np.ndarray, list[str]]]:
+    """Upright CT and reference."""
+    if case.series is None:
+        raise ValueError(f"{case.name}: DICOM series are needed to test on.")
+    scan = read_ct(case.series)
+    reference = read_reference(case, scan.volume.grid, structures)
+    if reference is None:
+        raise ValueError(f"{case.name}: no reference beside this scan to test on.")
+    return upright(scan.volume), reference
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:

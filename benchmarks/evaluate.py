@@ -1,7 +1,7 @@
 """How good a checkpoint is on scans with references: each pass, a third one, a blank context.
 
-    python -m multipass.phantom --anatomy DIR --part test --patients 24 --seed 900 --output test_scans
-    python benchmarks/evaluate.py --test test_scans --output results --jobs 2
+    python -m multipass.phantom --anatomy DIR --part test --patients 24 --seed 900 --output scans
+    python benchmarks/evaluate.py --test scans --output results --jobs 2
 
 Scores lie on the scans' own grids. `rows.csv` has a line for each scan, output and structure,
 `table.md` the means, the paired differences and the structures, with 95 % intervals over scans.

@@ -9,6 +9,7 @@ import torch
 
 from multipass import checkpoint
 from multipass.network import MultiPassUNet
+from multipass.publish import publish
 from multipass.structures import PELVIS
 
 
@@ -50,6 +51,19 @@ def test_a_checksum_beside_it_must_agree(model, tmp_path):
         beside.write_text(written)
         with pytest.raises(ValueError, match=r"download both again, or delete x\.pth\.sha256"):
             checkpoint.load(path)
+
+
+def test_published_it_is_half_as_large_and_nearly_the_same(model, tmp_path):
+    source, target = tmp_path / "best_model.pth", tmp_path / "shipped.pth"
+    checkpoint.save(source, checkpoint.as_dict(model))
+    sha256 = publish(source, target)
+    back = checkpoint.load(target)
+    assert back.sha256 == sha256 and back.structures == model.structures
+    assert target.stat().st_size < 0.6 * source.stat().st_size
+    for name, value in model.network.state_dict().items():
+        found = back.network.state_dict()[name]
+        torch.testing.assert_close(found, value, rtol=1e-3, atol=1e-7)
+    assert (tmp_path / "shipped.pth.sha256").read_text() == f"{sha256}  shipped.pth\n"
 
 
 class Malice:

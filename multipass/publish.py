@@ -1,0 +1,47 @@
+"""Makes of a trained network the file that ships, and the checksum beside it.
+
+    python -m multipass.publish best_model.pth inference_pipeline/best_model.pth
+
+Weights are rounded to float16, which halves the file; convolutions round more than that anyway.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import torch
+import tyro
+
+from multipass import checkpoint
+
+
+def publish(source: Path, target: Path) -> str:
+    """Writes `target` and `target`.sha256; returns the SHA-256.
+
+    Raises:
+        ValueError: `source` is no checkpoint.
+    """
+    checkpoint.load(source)
+    content = checkpoint.read(source)
+    content.pop("training", None)
+    rounded: dict[int, torch.Tensor] = {}  # a tensor that has two names stays one
+    for name, weight in content["state_dict"].items():
+        half = rounded.setdefault(weight.data_ptr(), weight.half())
+        content["state_dict"][name] = half
+    checkpoint.save(target, content)
+    sha256 = checkpoint.file_sha256(target)
+    beside = target.with_name(target.name + ".sha256")
+    beside.write_text(f"{sha256}  {target.name}\n", encoding="utf-8")
+    return sha256
+
+
+def main(source: tyro.conf.Positional[Path], target: tyro.conf.Positional[Path]) -> None:
+    print(publish(source, target))
+
+
+if __name__ == "__main__":
+    try:
+        tyro.cli(main, description=__doc__)
+    except (ValueError, OSError) as error:
+        sys.exit(f"publish: {error}")

@@ -22,47 +22,46 @@ patient's two or more seeds are averaged first, then patients are resampled.
 
 from __future__ import annotations
 
-import csv
 import json
 import os
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 import tyro
+from native_scores import (
+    KEY,
+    ROOT,
+    outputs,
+    read_rows,
+    reference_scans,
+    report,
+    score,
+    table,
+    write_rows,
+)
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))  # before this folder, which has a training.py, too
-
-import training  # noqa: E402
-from multipass import checkpoint  # noqa: E402
-from multipass.batches import Batches  # noqa: E402
-from multipass.cases import Case, find_cases  # noqa: E402
-from multipass.cohort import Cohort  # noqa: E402
-from multipass.ct import read_ct  # noqa: E402
-from multipass.maps import PassResult, native_labels  # noqa: E402
-from multipass.metrics import bootstrap_interval, compare  # noqa: E402
-from multipass.network import MultiPassUNet  # noqa: E402
-from multipass.passes import closer, look_through, precision, segment  # noqa: E402
-from multipass.patients import replacing  # noqa: E402
-from multipass.scoring import read_reference  # noqa: E402
-from multipass.structures import Structure  # noqa: E402
-from multipass.trainer import State  # noqa: E402
-from multipass.volume import Volume, upright  # noqa: E402
-from multipass.windows import HU_RANGE  # noqa: E402
+import training
+from multipass.batches import Batches
+from multipass.checkpoint import Model
+from multipass.cohort import Cohort
+from multipass.maps import PassResult
+from multipass.network import MultiPassUNet
+from multipass.passes import closer, look_through, precision, segment
+from multipass.patients import replacing
+from multipass.trainer import State
+from multipass.volume import Volume
+from multipass.windows import HU_RANGE
 
 CPU = torch.device("cpu")
 EPOCHS = 8  # of equal length; a run can go on after each
 WARM_UP_STEPS, TIMED_STEPS = 2, 4
-KEY = ("arm", "seed", "patient", "output")
 
 
 @dataclass(frozen=True)
@@ -151,27 +150,19 @@ def train(arm: Arm, seed: int, options: Options, seconds: float) -> str:
     return f"{arm.name}, seed {seed}: {EPOCHS * steps} steps, last training loss {loss:.3f}"
 
 
-def trained(arm: Arm, seed: int, options: Options) -> checkpoint.Model:
+def trained(arm: Arm, seed: int, options: Options) -> Model:
     state, batches = start(arm, seed, options, 1)
     path = options.output / f"{arm.file}_seed{seed}.pth"
     state.load_state_dict(torch.load(path, weights_only=True))
     window = "pelvis" if arm == MULTI else "scan"
     structures = list(batches.cohort.structures)
-    return checkpoint.Model(state.average.network, structures, HU_RANGE, arm.passes, window)
+    return Model(state.average.network, structures, HU_RANGE, arm.passes, window)
 
 
-def outputs(
-    arm: Arm, model: checkpoint.Model, volume: Volume, finder: checkpoint.Model | None
-) -> Iterator[tuple[str, PassResult]]:
-    """All that is compared of one network on one scan."""
-    if finder is not None:
-        windows, flags = closer(segment(finder, volume, 1)[0], volume)
-        yield "pass 1", look_through(model, volume, windows, None, flags)
-        return
-    results = segment(model, volume, 3 if arm.passes > 1 else 1, keep_all=True)
-    yield from ((f"pass {k}", result) for k, result in enumerate(results, start=1))
-    if arm.passes > 1:
-        yield "blank context", look_through(model, volume, results[1].windows, None, [])
+def closer_outputs(model: Model, volume: Volume, finder: Model) -> Iterator[tuple[str, PassResult]]:
+    """The one pass of a network that needs another to find the pelvis."""
+    windows, flags = closer(segment(finder, volume, 1)[0], volume)
+    yield "pass 1", look_through(model, volume, windows, None, flags)
 
 
 def test(arm: Arm, seed: int, options: Options) -> str:
@@ -184,105 +175,13 @@ def test(arm: Arm, seed: int, options: Options) -> str:
     finder = trained(FIRST, seed, options) if arm == CLOSER else None
     rows: list[dict[str, Any]] = []
     with torch.inference_mode():
-        for patient, volume, reference in test_scans(options.test, model.structures):
-            for output, result in outputs(arm, model, volume, finder):
+        for patient, volume, reference in reference_scans(options.test, model.structures):
+            found = closer_outputs(model, volume, finder) if finder else outputs(model, volume)
+            for output, result in found:
                 key = dict(zip(KEY, (arm.name, seed, patient, output), strict=True))
                 rows += [key | row for row in score(result, volume, reference, model.structures)]
     write_rows(path, rows)
     return f"{arm.name}, seed {seed}: tested"
-
-
-def score(
-    result: PassResult, volume: Volume, reference: tuple, structures: Sequence[Structure]
-) -> list[dict[str, Any]]:
-    labels, statuses = reference
-    names = [structure.name for structure in structures]
-    found = native_labels(result, volume.grid)
-    return compare(found, labels, volume.grid.spacing_mm, names, statuses)
-
-
-def test_scans(
-    folder: Path, structures: Sequence[Structure]
-) -> Iterator[tuple[str, Volume, tuple[np.ndarray, list[str]]]]:
-    """Name, upright CT and reference of each patient."""
-    with ExitStack() as stack:
-        cases = find_cases(folder, stack).cases
-        if not cases:
-            raise ValueError(f"{folder}: no scans to test on.")
-        for case in cases:
-            yield case.name, *read_test_scan(case, structures)
-
-
-def read_test_scan(
-    case: Case, structures: Sequence[Structure]
-) -> tuple[Volume, tuple[np.ndarray, list[str]]]:
-    """Upright CT and reference."""
-    if case.series is None:
-        raise ValueError(f"{case.name}: DICOM series are needed to test on.")
-    scan = read_ct(case.series)
-    reference = read_reference(case, scan.volume.grid, structures)
-    if reference is None:
-        raise ValueError(f"{case.name}: no reference beside this scan to test on.")
-    return upright(scan.volume), reference
-
-
-def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(rows[0]))
-        writer.writeheader()
-        for row in rows:
-            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
-
-
-def by_patient(rows: list[dict[str, str]], metric: str) -> dict[tuple[str, str], dict[str, float]]:
-    """{(arm, output): {patient: mean over structures and seeds}}; what has no value is left out."""
-    values: dict[tuple[str, str], dict[str, list[float]]] = {}
-    for row in rows:
-        of_arm = values.setdefault((row["arm"], row["output"]), {})
-        of_arm.setdefault(row["patient"], []).append(float(row[metric]))
-    return {
-        key: {patient: float(np.nanmean(v)) for patient, v in patients.items()}
-        for key, patients in values.items()
-    }
-
-
-def table(rows: list[dict[str, str]], differences: Sequence[tuple] = DIFFERENCES) -> list[str]:
-    """Markdown: means, then paired differences, with 95 % intervals over patients."""
-    dice, hd95 = by_patient(rows, "dice"), by_patient(rows, "hd95_mm")
-    missed = dict.fromkeys(dice, 0)
-    for row in rows:
-        missed[row["arm"], row["output"]] += row["outcome"] == "missed"
-    lines = ["| network | output | Dice | worst patient | HD95 mm | missed |", "|" + "---|" * 6]
-    for key in dice:
-        worst = min(dice[key].values())
-        cells = [*key, interval(dice[key].values(), 4), f"{worst:.3f}"]
-        cells += [interval(hd95[key].values(), 1), str(missed[key])]
-        lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| difference | Dice | HD95 mm |", "|---|---|---|"]
-    for one, other in differences:
-        if one in dice and other in dice:
-            text = f"{', '.join(one)} - {', '.join(other)}"
-            both = (paired(dice, one, other), paired(hd95, one, other))
-            lines.append(f"| {text} | {interval(both[0], 4)} | {interval(both[1], 1)} |")
-    return lines
-
-
-def paired(values: dict, one: tuple[str, str], other: tuple[str, str]) -> list[float]:
-    return [values[one][patient] - values[other][patient] for patient in values[one]]
-
-
-def interval(values: Any, digits: int) -> str:
-    values = list(values)
-    low, high = bootstrap_interval(values)
-    return f"{np.nanmean(values):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
-
-
-def read_rows(paths: Sequence[Path]) -> list[dict[str, str]]:
-    rows: list[dict[str, str]] = []
-    for path in paths:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows += csv.DictReader(file)
-    return rows
 
 
 def measured_seconds(options: Options) -> dict[str, float]:
@@ -309,10 +208,7 @@ def main(options: Options) -> None:
         for future in [pool.submit(test, a, s, options) for a, s in tasks]:
             print(future.result(), flush=True)
     rows = read_rows([options.output / f"{a.file}_seed{s}.csv" for a, s in tasks])
-    write_rows(options.output / "rows.csv", rows)
-    lines = table(rows)
-    (options.output / "table.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    report(options.output, rows, table(rows, DIFFERENCES))
 
 
 if __name__ == "__main__":

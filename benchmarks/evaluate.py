@@ -17,16 +17,27 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-import ablation
 import torch
 import tyro
-from ablation import KEY, MULTI, ROOT
+from native_scores import (
+    KEY,
+    ROOT,
+    outputs,
+    read_rows,
+    read_test_scan,
+    report,
+    score,
+    table,
+    write_rows,
+)
 
-from multipass import checkpoint
+from multipass import checkpoint, metrics
 from multipass.cases import Case, find_cases
-from multipass.metrics import table
 
-DIFFERENCES = ablation.DIFFERENCES[:3]
+NAME = "multi-pass"
+DIFFERENCES = [((NAME, "pass 2"), (NAME, other)) for other in ("pass 1", "blank context")] + [
+    ((NAME, "pass 3"), (NAME, "pass 2"))
+]
 DEFAULT_MODEL = ROOT / "inference_pipeline" / "best_model.pth"
 
 
@@ -49,12 +60,12 @@ def evaluate(case: Case, options: Options) -> Path:
     model = checkpoint.load(options.model)
     rows: list[dict[str, Any]] = []
     with torch.inference_mode():
-        volume, reference = ablation.read_test_scan(case, model.structures)
-        for output, result in ablation.outputs(MULTI, model, volume, None):
-            key = dict(zip(KEY, (MULTI.name, 0, case.name, output), strict=True))
-            found = ablation.score(result, volume, reference, model.structures)
+        volume, reference = read_test_scan(case, model.structures)
+        for output, result in outputs(model, volume):
+            key = dict(zip(KEY, (NAME, 0, case.name, output), strict=True))
+            found = score(result, volume, reference, model.structures)
             rows += [key | {"slices": volume.grid.size[2]} | row for row in found]
-    ablation.write_rows(path, rows)
+    write_rows(path, rows)
     return path
 
 
@@ -67,7 +78,7 @@ def by_structure(rows: list[dict[str, Any]], output: str) -> list[str]:
         if row["output"] == output
     ]  # fmt: skip
     lines = [f"| {output} | Dice | worst | HD95 mm | ASSD mm | NSD 2 mm |", "|" + "---|" * 6]
-    for line in table(scored):
+    for line in metrics.table(scored):
         lines.append(
             f"| {line['structure']} | {line['dice']:.3f} [{line['dice_low']:.3f}, "
             f"{line['dice_high']:.3f}] | {line['dice_worst']:.3f} | {line['hd95_mm']:.1f} "
@@ -84,11 +95,9 @@ def main(options: Options) -> None:
         paths = list(pool.map(evaluate, cases, [options] * len(cases)))
     if not paths:
         raise ValueError(f"{options.test}: no scans to test on.")
-    rows = ablation.read_rows(paths)
-    ablation.write_rows(options.output / "rows.csv", rows)
-    lines = [*ablation.table(rows, DIFFERENCES), "", *by_structure(rows, "pass 2")]
-    (options.output / "table.md").write_text("\n".join(lines) + "\n")
-    print("\n".join(lines))
+    rows = read_rows(paths)
+    lines = [*table(rows, DIFFERENCES), "", *by_structure(rows, "pass 2")]
+    report(options.output, rows, lines)
 
 
 if __name__ == "__main__":

@@ -30,8 +30,19 @@ import ablation
 import torch
 import torch.nn.functional as F
 import tyro
-from ablation import CPU, EPOCHS, MULTI, ROOT, TIMED_STEPS, WARM_UP_STEPS
+from ablation import CPU, EPOCHS, MULTI, TIMED_STEPS, WARM_UP_STEPS
 from monai.losses import DiceLoss
+from native_scores import (
+    KEY,
+    ROOT,
+    outputs,
+    read_rows,
+    reference_scans,
+    report,
+    score,
+    table,
+    write_rows,
+)
 
 import training
 from multipass.batches import Batch, Batches
@@ -169,13 +180,13 @@ def train_and_score(choice: Choice, options: Options) -> str:
     model = Model(state.average.network.eval(), structures, HU_RANGE, 2, "pelvis")
     rows: list[dict[str, Any]] = []
     with torch.inference_mode():
-        for patient, volume, reference in ablation.test_scans(options.test, structures):
+        for patient, volume, reference in reference_scans(options.test, structures):
             if patient in held_out:
-                for output, result in ablation.outputs(MULTI, model, volume, None):
-                    key = dict(zip(ablation.KEY, (choice.name, 0, patient, output), strict=True))
-                    found = ablation.score(result, volume, reference, structures)
+                for output, result in outputs(model, volume):
+                    key = dict(zip(KEY, (choice.name, 0, patient, output), strict=True))
+                    found = score(result, volume, reference, structures)
                     rows += [key | row for row in found]
-    ablation.write_rows(path, rows)
+    write_rows(path, rows)
     return f"{choice.name}: {EPOCHS * steps} steps of {seconds:.2f} s"
 
 
@@ -185,12 +196,9 @@ def main(options: Options) -> None:
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
         for line in pool.map(train_and_score, chosen, [options] * len(chosen)):
             print(line, flush=True)
-    rows = ablation.read_rows(
-        [options.output / f"{choice.name.replace(' ', '_')}.csv" for choice in chosen]
-    )
-    ablation.write_rows(options.output / "rows.csv", rows)
+    rows = read_rows([options.output / f"{choice.name.replace(' ', '_')}.csv" for choice in chosen])
     differences = [((choice.name, "pass 2"), (CHOICES[0].name, "pass 2")) for choice in CHOICES[1:]]
-    print("\n".join(ablation.table(rows, differences)))
+    report(options.output, rows, table(rows, differences))
 
 
 if __name__ == "__main__":

@@ -41,8 +41,7 @@ def soft_loss(logits: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -
     """Cross-entropy plus the mean of -log(soft Dice).
 
     The logarithm (Wong et al. 2018) weighs a structure's gradient by 1 / Dice: one that is hardly
-    found yet gets most of it. With 1 - Dice, and bones of 1 to 2 % of a window, training first
-    learns to say "background" and stays there for long.
+    found yet gets most of it. 1 - Dice was worse in a short training (docs/method.md).
 
     Args:
         logits: (N, 1 + K, X, Y, Z).

@@ -17,8 +17,7 @@ M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 def keep_freed_memory() -> None:
     """Lets the C library keep what a step frees for the next one, where it is glibc.
 
-    Large tensors otherwise go back to the system and come again page by page: an eighth of the
-    time of a step on a CPU (benchmarks/training.py).
+    Large tensors otherwise go back to the system and come again page by page, in every step.
     """
     if sys.platform == "linux":
         library = ctypes.CDLL(None)

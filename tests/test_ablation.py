@@ -1,4 +1,4 @@
-"""The tables of benchmarks/ablation.py."""
+"""The tables of the benchmarks that score networks."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ def script():
     spec = importlib.util.spec_from_file_location("ablation", ROOT / "benchmarks" / "ablation.py")
     module = importlib.util.module_from_spec(spec)
     before, known = list(sys.path), set(sys.modules)
+    sys.path.insert(0, str(ROOT / "benchmarks"))
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     yield module
     sys.path[:] = before
-    for name in {"ablation", "training"} - known:
+    for name in {"ablation", "native_scores", "training"} - known:
         sys.modules.pop(name, None)
 
 
@@ -46,19 +47,26 @@ def rows(script, gain):
 def test_a_patient_counts_once_whatever_the_seeds(script):
     gain = [0.01, 0.02, 0.03, 0.04]
     found = rows(script, gain)
-    values = script.by_patient(found, "dice")
+    scores = sys.modules["native_scores"]
+    values = scores.by_patient(found, "dice")
     one, two = ("multi-pass", "pass 1"), ("multi-pass", "pass 2")
     assert values[one]["1"] == pytest.approx(0.82)
-    differences = script.paired(values, two, one)
+    differences = scores.paired(values, two, one)
     assert differences == pytest.approx(gain)
     low, high = bootstrap_interval(gain)
-    line = next(line for line in script.table(found) if "multi-pass, pass 2 - " in line)
+    line = next(
+        line for line in script.table(found, script.DIFFERENCES) if "multi-pass, pass 2 - " in line
+    )
     assert f"{np.mean(gain):.4f} [{low:.4f}, {high:.4f}]" in line
 
 
 def test_a_missed_structure_is_counted_and_has_no_distance(script):
     found = rows(script, [0.0] * 4)
     found[0] |= {"dice": "0", "hd95_mm": "nan", "outcome": "missed"}
-    line = next(line for line in script.table(found) if line.startswith("| multi-pass | pass 1 "))
+    line = next(
+        line
+        for line in script.table(found, script.DIFFERENCES)
+        if line.startswith("| multi-pass | pass 1 ")
+    )
     assert line.endswith("| 3.0 [3.0, 3.0] | 1 |")
     assert "| 0.610 |" in line

@@ -183,7 +183,7 @@ def _draw_femurs(atlas: Atlas, rng: np.random.Generator):
     person = first.name.split("_")[0]
     pair = [f for f in atlas.femurs if f.name.split("_")[0] == person]
     chosen = [first, pair[rng.integers(len(pair))]]
-    twist, stretch = float(rng.normal(0, 8)), rng.normal(1, 0.04, 3) * (1, 1, 1)
+    twist, stretch = float(rng.normal(0, 8)), rng.normal(1, 0.04, 3)
     seed = int(rng.integers(2**32))
     femurs = {}
     for side, femur in zip((1, -1), chosen, strict=True):

@@ -1,0 +1,137 @@
+"""What benchmarks share: networks scored on scans' own grids, their rows and tables."""
+
+from __future__ import annotations
+
+import csv
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))  # before this folder, which has a training.py, too
+
+from multipass.cases import Case, find_cases  # noqa: E402
+from multipass.checkpoint import Model  # noqa: E402
+from multipass.ct import read_ct  # noqa: E402
+from multipass.maps import PassResult, native_labels  # noqa: E402
+from multipass.metrics import bootstrap_interval, compare  # noqa: E402
+from multipass.passes import look_through, segment  # noqa: E402
+from multipass.patients import replacing  # noqa: E402
+from multipass.scoring import read_reference  # noqa: E402
+from multipass.structures import Structure  # noqa: E402
+from multipass.volume import Volume, upright  # noqa: E402
+
+KEY = ("arm", "seed", "patient", "output")
+
+
+def outputs(model: Model, volume: Volume) -> Iterator[tuple[str, PassResult]]:
+    """All that is compared of one network on one scan: its passes, a third one, and the second
+    without the first one's map."""
+    results = segment(model, volume, 3 if model.passes > 1 else 1)
+    yield from ((f"pass {k}", result) for k, result in enumerate(results, start=1))
+    if model.passes > 1:
+        yield "blank context", look_through(model, volume, results[1].windows, None, [])
+
+
+def score(
+    result: PassResult, volume: Volume, reference: tuple, structures: Sequence[Structure]
+) -> list[dict[str, Any]]:
+    labels, statuses = reference
+    names = [structure.name for structure in structures]
+    found = native_labels(result, volume.grid)
+    return compare(found, labels, volume.grid.spacing_mm, names, statuses)
+
+
+def reference_scans(
+    folder: Path, structures: Sequence[Structure]
+) -> Iterator[tuple[str, Volume, tuple[np.ndarray, list[str]]]]:
+    """Name, upright CT and reference of each patient."""
+    with ExitStack() as stack:
+        cases = find_cases(folder, stack).cases
+        if not cases:
+            raise ValueError(f"{folder}: no scans to test on.")
+        for case in cases:
+            yield case.name, *read_test_scan(case, structures)
+
+
+def read_test_scan(
+    case: Case, structures: Sequence[Structure]
+) -> tuple[Volume, tuple[np.ndarray, list[str]]]:
+    """Upright CT and reference."""
+    if case.series is None:
+        raise ValueError(f"{case.name}: DICOM series are needed to test on.")
+    scan = read_ct(case.series)
+    reference = read_reference(case, scan.volume.grid, structures)
+    if reference is None:
+        raise ValueError(f"{case.name}: no reference beside this scan to test on.")
+    return upright(scan.volume), reference
+
+
+def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:
+    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: f"{v:.5g}" if isinstance(v, float) else v for k, v in row.items()})
+
+
+def by_patient(rows: list[dict[str, str]], metric: str) -> dict[tuple[str, str], dict[str, float]]:
+    """{(arm, output): {patient: mean over structures and seeds}}; what has no value is left out."""
+    values: dict[tuple[str, str], dict[str, list[float]]] = {}
+    for row in rows:
+        of_arm = values.setdefault((row["arm"], row["output"]), {})
+        of_arm.setdefault(row["patient"], []).append(float(row[metric]))
+    return {
+        key: {patient: float(np.nanmean(v)) for patient, v in patients.items()}
+        for key, patients in values.items()
+    }
+
+
+def table(rows: list[dict[str, str]], differences: Sequence[tuple]) -> list[str]:
+    """Markdown: means, then paired differences, with 95 % intervals over patients."""
+    dice, hd95 = by_patient(rows, "dice"), by_patient(rows, "hd95_mm")
+    missed = dict.fromkeys(dice, 0)
+    for row in rows:
+        missed[row["arm"], row["output"]] += row["outcome"] == "missed"
+    lines = ["| network | output | Dice | worst patient | HD95 mm | missed |", "|" + "---|" * 6]
+    for key in dice:
+        worst = min(dice[key].values())
+        cells = [*key, interval(dice[key].values(), 4), f"{worst:.3f}"]
+        cells += [interval(hd95[key].values(), 1), str(missed[key])]
+        lines.append("| " + " | ".join(cells) + " |")
+    lines += ["", "| difference | Dice | HD95 mm |", "|---|---|---|"]
+    for one, other in differences:
+        if one in dice and other in dice:
+            text = f"{', '.join(one)} - {', '.join(other)}"
+            both = (paired(dice, one, other), paired(hd95, one, other))
+            lines.append(f"| {text} | {interval(both[0], 4)} | {interval(both[1], 1)} |")
+    return lines
+
+
+def paired(values: dict, one: tuple[str, str], other: tuple[str, str]) -> list[float]:
+    return [values[one][patient] - values[other][patient] for patient in values[one]]
+
+
+def interval(values: Any, digits: int) -> str:
+    values = list(values)
+    low, high = bootstrap_interval(values)
+    return f"{np.nanmean(values):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+
+
+def read_rows(paths: Sequence[Path]) -> list[dict[str, str]]:
+    rows: list[dict[str, str]] = []
+    for path in paths:
+        with path.open(newline="", encoding="utf-8") as file:
+            rows += csv.DictReader(file)
+    return rows
+
+
+def report(output: Path, rows: list[dict[str, str]], lines: list[str]) -> None:
+    """Writes rows.csv and table.md, and prints the table."""
+    write_rows(output / "rows.csv", rows)
+    (output / "table.md").write_text("\n".join(lines) + "\n")
+    print("\n".join(lines))

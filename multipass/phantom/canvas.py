@@ -10,6 +10,7 @@ from multipass.phantom.pose import Pose
 from multipass.phantom.shapes import smooth_min
 
 AIR_HU = -1000.0
+COVER_MM = 20.0  # from a bone; farther away its distance is only a lower bound
 
 
 class Canvas:
@@ -55,7 +56,9 @@ class Canvas:
         for block in hard:
             place = np.rint(self.points / np.float32(block.step_mm)).astype(int) - block.start
             inside = np.flatnonzero(((place >= 0) & (place < block.array.shape)).all(axis=1))
-            distance = block.array[tuple(place[inside].T)] - np.float32(flesh_mm)
+            distance = block.array[tuple(place[inside].T)]
+            close = distance < COVER_MM
+            inside, distance = inside[close], distance[close] - np.float32(flesh_mm)
             self.outline[inside] = smooth_min(self.outline[inside], distance, 10)
 
     def store(self) -> None:

@@ -1,5 +1,5 @@
-"""Metal: hip prostheses and screws. Metal is neither hip bone, sacrum nor femur in the reference:
-those are the bone that remains around it."""
+"""Metal: hip prostheses, nails, plates and screws. Metal is neither hip bone, sacrum nor femur in
+the reference: those are the bone that remains around it."""
 
 from __future__ import annotations
 
@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 import numpy as np
+from scipy.spatial import cKDTree
 
 from multipass.phantom.bones import HIP_CENTRE, SOCKET_RADIUS
 from multipass.phantom.lattice import Shape
-from multipass.phantom.shapes import Cloud, ball, plane, smooth_max, smooth_min, tube
+from multipass.phantom.shapes import Cloud, ball, plane, sheet, smooth_max, smooth_min, tube
+from multipass.phantom.surface import Surface, vertex_normals
 
+HOLE_MM = 10.0  # from one hole of a plate to the next
 METAL_HU = 9000.0  # far above what a scan stores; the writer's range cuts it
 CUP_NORMAL = (0.7, -0.35, -0.6)
 
@@ -54,6 +57,56 @@ def _joint_screw(side: int) -> Cloud:
     )  # fmt: skip
 
 
+@cache
+def _nail() -> tuple[Cloud, ...]:
+    """Down the shaft from the greater trochanter, with a screw through it into the head."""
+    shaft = tube([(45, 6, 0, 6.5), (43, 7, -40, 6.5), (41, 7, -120, 5.5), (40, 5, -390, 5)])
+    return shaft, tube([(62, 9, -60, 5), (-2, 2, 4, 5)])
+
+
+@cache
+def _hip_screw() -> tuple[Cloud, ...]:
+    """A screw into the head that slides in a plate on the shaft."""
+    plate = sheet(
+        [[(57, 2, -45, 2.5), (57, 14, -45, 2.5)], [(56, 2, -130, 2.5), (56, 14, -130, 2.5)]]
+    )
+    screws = [tube([(58, 8, z, 2.3), (26, 8, z, 2.3)]) for z in (-75, -95, -115)]
+    return plate, tube([(56, 9, -50, 4.5), (-4, 2, 6, 4.5)]), *screws
+
+
+def _any_of(points: np.ndarray, parts: Sequence[Cloud]) -> np.ndarray:
+    return np.minimum.reduce([part(points) for part in parts])
+
+
+def plates(bone: Surface, side: int, rng: np.random.Generator) -> list[Metal]:
+    """One to three plates bent along a hip bone's surface, with a screw in every other hole."""
+    normals, tree = vertex_normals(bone.vertices, bone.faces), cKDTree(bone.vertices)
+    pieces = []
+    for number in range(int(rng.integers(1, 4))):
+        at, heading = int(rng.integers(len(bone.vertices))), rng.normal(0, 1, 3)
+        rows: list[list[np.ndarray]] = [[], [], []]
+        parts = []
+        for hole in range(int(rng.integers(4, 10))):
+            place, normal = bone.vertices[at], normals[at]
+            heading = heading - (heading @ normal) * normal
+            heading /= np.linalg.norm(heading)
+            for row, offset in zip(rows, (-3.5, 0.0, 3.5), strict=True):
+                beside = place + 1.5 * normal + offset * np.cross(normal, heading)
+                row.append(np.append(beside, 1.8))
+            if hole % 2:
+                tip = place - rng.uniform(12, 40) * normal
+                parts.append(tube([(*(place + 3 * normal), 2.0), (*tip, 1.8)]))
+            at = int(tree.query(place + HOLE_MM * heading)[1])
+        parts.append(sheet(rows))
+        low, high = (
+            f([getattr(p, end) for p in parts], axis=0) + grow
+            for f, end, grow in ((np.min, "lower", -3), (np.max, "upper", 3))
+        )
+        shape = partial(_any_of, parts=parts)
+        pieces.append(Metal(f"plate {number} {side}", "pelvis", side, shape, (low, high)))
+    return pieces
+
+
 def prosthesis(points: np.ndarray) -> np.ndarray:
     """Head, neck and stem, in the left femur's frame."""
     return smooth_min(ball(points, (0, 0, 0), 16), _stem()(points), 2)
@@ -90,6 +143,11 @@ def metal_parts(
     if implant == "femoral neck screws":
         box = ((-15, -12, -72), (68, 20, 14))
         parts.append(Metal("neck screws", "femur", chosen, _neck_screws(), box))
+    shaft_box = ((-12, -8, -396), (70, 22, 14))
+    for name, parts_of in (("femoral nail", _nail), ("hip screw", _hip_screw)):
+        if implant == name:
+            shape = partial(_any_of, parts=parts_of())
+            parts.append(Metal(name, "femur", chosen, shape, shaft_box))
     if implant == "sacroiliac screws":
         for side in (1, -1):
             box = ((-10, 8, 22), (88, 62, 62))

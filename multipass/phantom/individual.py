@@ -9,6 +9,7 @@ import numpy as np
 
 from multipass.phantom import bones
 from multipass.phantom.atlas import Atlas, Femur
+from multipass.phantom.implants import Metal, plates
 from multipass.phantom.lattice import Shape
 from multipass.phantom.pathology import CUTS, fractured, with_osteophytes
 from multipass.phantom.recipe import Recipe
@@ -39,6 +40,7 @@ class Individual:
         spine_shift: of the spine against the parametric one, pelvis frame.
         spine_tilt: turn of L5 about x against the parametric one, radians.
         fleshed: whether the outline must be kept outside the bones.
+        plates: metal that follows a bone's surface.
     """
 
     name: str = ""
@@ -58,6 +60,7 @@ class Individual:
     spine_shift: tuple[float, float, float] = (0.0, 0.0, 0.0)
     spine_tilt: float = 0.0
     fleshed: bool = False
+    plates: tuple[Metal, ...] = ()
 
 
 PARAMETRIC = Individual()
@@ -77,20 +80,24 @@ def draw_individual(atlas: Atlas, recipe: Recipe) -> tuple[Individual, Recipe]:
         centres[side] = (centre * (side, 1, 1)).tolist()
         radius += own / 2
     recipe = vary(recipe)
-    hips = {}
+    surfaces = {}
     for side, name in ((1, "left_hip"), (-1, "right_hip")):
         vertices = shape[atlas.ranges[name]] * (side, 1, 1)
         faces = np.ascontiguousarray(atlas.faces[name][:, ::side])
         rim = _rim(vertices, centres[side], radius)
         vertices = with_osteophytes(vertices, faces, rim, recipe.osteophytes, rng)
-        hips[side] = _boxed(Surface(vertices, faces))
+        surfaces[side] = Surface(vertices, faces)
     mirrored = bool(rng.random() < 0.5)
     if mirrored:
-        hips, centres = {1: hips[-1], -1: hips[1]}, {1: centres[-1], -1: centres[1]}
+        surfaces = {1: surfaces[-1], -1: surfaces[1]}
+        centres = {1: centres[-1], -1: centres[1]}
+    hips = {side: _boxed(surface) for side, surface in surfaces.items()}
     sacrum, coccyx, end_plate = complete_sacrum(atlas, shape, rng, mirrored)
     femurs, femur_names = _draw_femurs(atlas, rng)
     shift, tilt = _spine_place(*end_plate)
     sides = {"hip": hips, "femur": femurs}
+    plated = int(rng.choice([-1, 1]))
+    metal = plates(surfaces[plated], plated, rng) if recipe.implant == "plates" else []
     if recipe.fracture:
         bone = CUTS[recipe.fracture][0]
         side = int(rng.choice([-1, 1]))
@@ -103,7 +110,7 @@ def draw_individual(atlas: Atlas, recipe: Recipe) -> tuple[Individual, Recipe]:
     name = f"pelvis {' '.join(used)}{' mirrored' if mirrored else ''}, femur {femur_names}"
     individual = Individual(
         name, hips, sacrum, coccyx, femurs, centres, (radius - JOINT_MM) / bones.HEAD_RADIUS,
-        _draw_lumbar(atlas, rng), shift, tilt, True,
+        _draw_lumbar(atlas, rng), shift, tilt, True, tuple(metal),
     )  # fmt: skip
     scale = float(np.clip(size, *SCALES))
     ratio = scale / recipe.scale

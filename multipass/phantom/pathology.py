@@ -1,11 +1,11 @@
-"""What goes wrong with bones: fractures with displaced fragments, and osteophytes."""
+"""What goes wrong with bones: fractures with displaced fragments, osteophytes, lesions."""
 
 from __future__ import annotations
 
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from multipass.phantom.lattice import Shape
+from multipass.phantom.lattice import Block, Shape
 from multipass.phantom.shapes import plane
 from multipass.phantom.surface import vertex_normals
 
@@ -60,3 +60,24 @@ def with_osteophytes(
         bump = rng.uniform(0.3, 1.2) * width * np.exp(-0.5 * (distance / width) ** 2)
         height = np.maximum(height, bump)
     return vertices + height[:, None] * normals
+
+
+def add_lesions(core: np.ndarray, bone: Block, most: int, rng: np.random.Generator) -> None:
+    """Paints balls of soft or dense tissue into a bone's HU.
+
+    Args:
+        core: HU of what lies inside the cortex, changed in place.
+        bone: the bone's distance, on the same lattice.
+        most: lesions, none to this many, of 2 to 14 mm radius.
+    """
+    inside = np.argwhere(bone.array < -1)
+    if not len(inside):
+        return
+    for _ in range(int(rng.integers(0, most + 1))):
+        radius = np.exp(rng.uniform(np.log(2), np.log(14))) / bone.step_mm
+        hu = rng.uniform(-20, 90) if rng.random() < 0.5 else rng.uniform(500, 1300)
+        centre = inside[rng.integers(len(inside))]
+        box = tuple(slice(max(int(c - radius), 0), int(c + radius) + 2) for c in centre)
+        places = np.indices(core[box].shape) + [[[[s.start]]] for s in box]
+        distance = np.sqrt(((places - centre[:, None, None, None]) ** 2).sum(0)) - radius
+        core[box] += np.clip(0.5 - distance, 0, 1) * (hu - core[box])

@@ -70,7 +70,18 @@ class Recipe:
     patchy: float = 0.0  # more and coarser texture in the trabecular bone
     osteophytes: int = 0
     fracture: str = ""
+    lesions: int = 0  # a bone, at most; lytic or sclerotic
+    joint_sclerosis_hu: float = 0.0  # in hip bone and sacrum next to a joint
+    disc_gap_mm: float = 2.5
+    sacralised: tuple[
+        int, ...
+    ] = ()  # sides on which L5 has grown onto the sacrum, 1 left, -1 right
+    clothes: bool = False
+    catheter: str = ""  # 'bladder' or 'rectum'
+    ascites: bool = False
+    phleboliths: int = 0
     streak_noise_hu: float = 0.0  # along the rows that pass most tissue
+    shading_hu: float = 0.0  # of a slow drift across the body, as beam hardening leaves
 
     def rng(self, stream: str) -> np.random.Generator:
         """A generator of its own for each use, so that changing one leaves the others alone."""

@@ -14,6 +14,7 @@ from multipass.volume import Grid
 FINE_MM = 1.3  # thick slices are averaged over planes about this far apart
 HU_RANGE = (-1024, 3071)
 METAL = -1
+NO_TISSUE_HU = -500.0
 
 
 def scan_grid(recipe: Recipe) -> Grid:
@@ -81,6 +82,7 @@ def render(
     ground = Sampler(body, xs, ys)
     rng, streak_rng = recipe.rng("noise"), recipe.rng("streaks")
     strength = streak_rng.uniform(0.3, 1.2)
+    drift = _drift(recipe)
     for k, z in enumerate(zs):
         picture, fills = _slice(recipe, samplers, ground, z)
         metal = fills.pop(METAL, None)
@@ -91,8 +93,17 @@ def render(
             better = fill >= best
             label[k].T[better] = value
             best[better] = fill[better]
+        picture += drift * (picture > NO_TISSUE_HU)
         hu[k] = _finish(recipe, picture.T, rng)
     return hu.T, label.T
+
+
+def _drift(recipe: Recipe) -> np.ndarray:
+    """HU of a slow change across each slice (X, Y)."""
+    across, deep = np.meshgrid(*[np.linspace(-1, 1, recipe.matrix, dtype=np.float32)] * 2)
+    weights = recipe.rng("drift").normal(0, 1, 3).astype(np.float32)
+    shape = weights[0] * across + weights[1] * deep + weights[2] * (across**2 + deep**2 - 0.5)
+    return np.float32(recipe.shading_hu) * shape
 
 
 def _slice(

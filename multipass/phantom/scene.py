@@ -13,12 +13,14 @@ from multipass.phantom.anatomy import ARTERIES
 from multipass.phantom.implants import METAL_HU, metal_parts, prosthetic_sides, without_head
 from multipass.phantom.individual import Box
 from multipass.phantom.lattice import Block, Shape, distances
+from multipass.phantom.pathology import add_lesions
 from multipass.phantom.pose import Pose
 from multipass.phantom.shapes import FAR_MM, Cloud
 from multipass.structures import PELVIS
 
 MARGIN_MM = 8.0  # of lattice around a bone
-DISC_GAP_MM = 2.5
+BONE_GAP_MM = 2.5  # between bones that have no joint
+SCLEROSIS_MM = 8.0  # deep next to a worn joint
 SIDES = ((1, "left"), (-1, "right"))
 LABELS = {structure.name: i + 1 for i, structure in enumerate(PELVIS)}
 
@@ -50,9 +52,8 @@ class Skeleton:
         self.recipe, self.pose = pose.recipe, pose
         self.step = pose.recipe.lattice_mm
         self.bones: dict[str, Bone] = {}
-        for piece in metal_parts(
-            self.recipe.implant, pose.implant_side, pose.individual.hip_centres
-        ):
+        parts = metal_parts(self.recipe.implant, pose.implant_side, pose.individual.hip_centres)
+        for piece in (*parts, *pose.individual.plates):
             shape = (self._in_femur if piece.frame == "femur" else self._in_pelvis)(
                 piece.shape, piece.side
             )
@@ -61,6 +62,8 @@ class Skeleton:
         self._add_spine()
         if self.recipe.calcifications:
             self._add_calcifications()
+        if self.recipe.phleboliths:
+            self._add_phleboliths()
 
     def _add_legs_and_pelvis(self) -> None:
         for side, name in SIDES:
@@ -80,9 +83,11 @@ class Skeleton:
             _, y, z = v.centre
             box = self._box(((-55, y - 32, z - 42), (55, y + 75, z + 36)))
             form = self.pose.individual.lumbar.get(v.name)
-            posed = partial(spine.vertebra, shape=v, turn=turn, form=form)
+            posed: Shape = partial(spine.vertebra, shape=v, turn=turn, form=form)
+            if v.name == "L5" and self.recipe.sacralised:
+                posed = spine.sacralised(posed, v.centre, self.recipe.sacralised)
             self._add(v.name, self._in_pelvis(posed), box)
-        if top > 190:
+        if top > spine.LOWEST_RIB_MM:
             for side, name in SIDES:
                 shape = self._in_pelvis(partial(spine.ribs, top_mm=top), side)
                 self._add(f"{name} ribs", shape, self._box(((0, -175, 80), (150, 80, top)), side))
@@ -114,6 +119,16 @@ class Skeleton:
         cloud = Cloud(np.array(balls))
         low, high = np.array(balls).min(0)[:3], np.array(balls).max(0)[:3]
         self._add("plaques", self._in_pelvis(cloud), self._box((low, high)), "calcification")
+
+    def _add_phleboliths(self) -> None:
+        """Round stones in the veins beside bladder and rectum."""
+        rng, count = self.recipe.rng("phleboliths"), self.recipe.phleboliths
+        balls = rng.normal((36, 12, -45), (8, 14, 12), (count, 3)) * rng.choice(
+            [(-1, 1, 1), (1, 1, 1)], count
+        )
+        cloud = Cloud(np.column_stack([balls, rng.uniform(1.2, 3.2, count)]))
+        box = self._box((cloud.lower, cloud.upper))
+        self._add("phleboliths", self._in_pelvis(cloud), box, "calcification")
 
     def _in_pelvis(self, shape: Shape, side: int = 1) -> Shape:
         scale = np.float32(self.recipe.scale)
@@ -154,9 +169,10 @@ class Skeleton:
         block = distances(shape, box[0], box[1], self.step)
         if block.array.min() > 0:
             return
-        if kind == "bone":
+        if kind != "metal":
             for other in self.bones.values():
                 self._keep_apart(name, block, other)
+        if kind == "bone":
             inner, shell_hu, core = self._inside(name, block)
         else:
             hu = METAL_HU if kind == "metal" else self.recipe.rng(name).uniform(350, 1300)
@@ -168,15 +184,17 @@ class Skeleton:
         where = block.overlap(other.distance)
         if where is None:
             return
-        gap = DISC_GAP_MM
-        if other.kind == "metal":
-            gap = 0.0
-        elif "femur" in other.name:
-            gap = self.recipe.hip_gap_mm
-        elif "hip" in other.name and name == "sacrum":
-            gap = self.recipe.sacroiliac_gap_mm
+        gap = 0.0 if other.kind == "metal" else self._joint_mm(name, other.name) or BONE_GAP_MM
+        if "sacrum" in other.name and name == "L5":
+            gap = 0.3 if self.recipe.sacralised else self.recipe.disc_gap_mm
         mine, theirs = where
         block.array[mine] = np.maximum(block.array[mine], gap - other.distance.array[theirs])
+
+    def _joint_mm(self, name: str, older: str) -> float | None:
+        """Width of the joint between two bones, None if they have none."""
+        if "hip" in name and "femur" in older:
+            return self.recipe.hip_gap_mm
+        return self.recipe.sacroiliac_gap_mm if name == "sacrum" and "hip" in older else None
 
     def _inside(self, name: str, block: Block) -> tuple[Block, float, Block]:
         """Inner face of the cortex, HU of the cortex, HU of what lies inside."""
@@ -189,6 +207,13 @@ class Skeleton:
         core = recipe.trabecular_hu * (1 + 0.3 * fine + 0.25 * coarse)
         if recipe.patchy:
             core += recipe.patchy * 90 * coarse
+        for other in self.bones.values() if recipe.joint_sclerosis_hu else ():
+            gap, where = self._joint_mm(name, other.name), block.overlap(other.distance)
+            if gap is not None and where is not None:
+                depth = (other.distance.array[where[1]] - gap) / SCLEROSIS_MM
+                core[where[0]] += recipe.joint_sclerosis_hu * np.clip(1 - depth, 0, 1)
+        if recipe.lesions:
+            add_lesions(core, block, recipe.lesions, rng)
         shell: np.ndarray | float = recipe.cortex_mm
         if "femur" in name:
             side = 1 if name.startswith("left") else -1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -39,6 +40,9 @@ SPINE = (
     Vertebra("T5", (0, 33, 449), 0.05, 32, 330),
     Vertebra("T4", (0, 32, 472), 0.1, 31, 330),
 )
+
+RIB_DROP_MM = 60.0  # a rib may reach this far below its vertebra
+LOWEST_RIB_MM = min(v.centre[2] for v in SPINE if v.rib_mm) - RIB_DROP_MM
 
 
 @cache
@@ -92,6 +96,25 @@ def vertebra(
     return bone * scale
 
 
+def sacralised(vertebra: Shape, centre: tuple[float, float, float], sides: Sequence[int]) -> Shape:
+    """L5, its transverse processes grown towards the wings of the sacrum."""
+    bridges = [
+        tube(
+            [
+                (s * x, y, z, r)
+                for x, y, z, r in ((22, 22, 2, 8), (38, 25, -6, 10), (44, 20, -26, 12))
+            ]
+        )
+        for s in sides
+    ]
+
+    def grown(points: np.ndarray) -> np.ndarray:
+        local = points - np.asarray(centre, np.float32)
+        return union([vertebra(points), *[bridge(local) for bridge in bridges]], 4)
+
+    return grown
+
+
 @cache
 def rib(name: str) -> Cloud:
     """One left rib as a flat band that runs out, down and forward around an oval chest."""
@@ -116,5 +139,5 @@ def rib(name: str) -> Cloud:
 
 def ribs(points: np.ndarray, top_mm: float) -> np.ndarray:
     """All left ribs whose vertebra lies below `top_mm` (pelvis frame)."""
-    names = [v.name for v in SPINE if v.rib_mm and v.centre[2] < top_mm + 60]
+    names = [v.name for v in SPINE if v.rib_mm and v.centre[2] - RIB_DROP_MM < top_mm]
     return union([rib(name)(points) for name in names], 1.0)

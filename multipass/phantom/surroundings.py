@@ -1,4 +1,4 @@
-"""What lies around the body: table, mat, arms, cables."""
+"""What lies around the body: table, mat, clothes, arms, cables."""
 
 from __future__ import annotations
 
@@ -21,6 +21,8 @@ def paint_surroundings(canvas: Canvas, fat_mm: np.ndarray) -> None:
     bed = float(touching.max()) + rng.uniform(2, 12) if touching.size else 130.0
     if recipe.table:
         _paint_table(canvas, skin, depth - np.float32(bed))
+    if recipe.clothes:
+        _paint_clothes(canvas, skin)
     if recipe.arms:
         _paint_arms(canvas, skin)
     for _ in range(recipe.cables):
@@ -43,6 +45,16 @@ def _paint_table(canvas: Canvas, skin: np.ndarray, below: np.ndarray) -> None:
     canvas.fill(np.where(free, mat, 9), rng.uniform(-960, -700))
     canvas.fill(np.where(free, board, 9), rng.uniform(-930, -650))
     canvas.fill(np.where(free, np.abs(board) - 2, 9), rng.uniform(-500, 300))
+
+
+def _paint_clothes(canvas: Canvas, skin: np.ndarray) -> None:
+    """A sheet with folds, and now and then buttons."""
+    rng = canvas.rng
+    away = skin - (2 + 4 * np.abs(canvas.noise(25)))
+    canvas.fill(np.abs(away) - rng.uniform(0.3, 1.2), rng.uniform(-800, -100))
+    places = np.flatnonzero(np.abs(away) < 1)
+    for at in rng.choice(places, min(int(rng.choice([0, 0, 3])), len(places)), replace=False):
+        canvas.fill(ball(canvas.points, canvas.points[at].tolist(), 3), rng.uniform(500, 3000))
 
 
 def _paint_arms(canvas: Canvas, skin: np.ndarray) -> None:

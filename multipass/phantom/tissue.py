@@ -87,6 +87,8 @@ def _paint_organs(canvas: Canvas) -> None:
     top = recipe.top_mm / canvas.pose.size[2]
     if top > 170:
         _paint_upper_organs(canvas)
+    if recipe.ascites:
+        canvas.fill(canvas.cavity, rng.uniform(-5, 25))
     low, high = np.array(BOWEL_BOX)
     high[2] = min(high[2], top)
     for _ in range(int(14 + max(top - 100, 0) / 9)):
@@ -94,10 +96,12 @@ def _paint_organs(canvas: Canvas) -> None:
     rectum = tube(
         [(0, 16, -64, 10), (0, 28, -38, 14), (0, 42, -8, 16), (5, 28, 18, 14), (25, 8, 32, 13)]
     )
-    _paint_hollow(canvas, *rectum.near(p, EDGE_MM), 40.0)
+    _paint_hollow(canvas, *rectum.near(p, EDGE_MM))
     womb = (22, 17, 24) if recipe.sex > 0.5 else (18, 12, 14)
     canvas.fill(ellipsoid(p, (rng.normal(0, 6), 8, -22), womb), rng.uniform(35, 90))
     _paint_bladder(canvas)
+    if recipe.catheter:
+        _paint_catheter(canvas)
     for shape in (*VEINS, *ARTERIES):
         for side in (1, -1):
             near, distance = shape.near(canvas.pelvis[side], EDGE_MM)
@@ -112,14 +116,30 @@ def _paint_bladder(canvas: Canvas) -> None:
     )
     urine = np.full(len(p), rng.uniform(0, 15), np.float32)
     if recipe.bladder_hu > 60:
-        level = _upwards(canvas) * (p[:, 1] + 24) + rng.uniform(-15, 15)
+        middle = canvas.pose.to_scene(np.array([(0, -24, -24)]))[0, 1]
+        level = _upwards(canvas) * (canvas.points[:, 1] - middle) + rng.uniform(-15, 15)
         urine[level < 0] = recipe.bladder_hu
     canvas.fill(bladder - 3, 40.0)
     canvas.fill(bladder, urine)
 
 
+def _paint_catheter(canvas: Canvas) -> None:
+    """A tube from below, into the bladder with a balloon or into the rectum."""
+    rng, p = canvas.rng, canvas.pelvis[1]
+    hu = rng.uniform(80, 500)
+    if canvas.recipe.catheter == "bladder":
+        line = tube([(20, -70, -150, 3), (5, -50, -105, 3), (0, -26, -70, 3), (0, -24, -32, 3)])
+        balloon = ellipsoid(p, (0, -24, -34), (13, 13, 13))
+        canvas.fill(balloon, hu)
+        canvas.fill(balloon + 2, rng.choice([-900.0, 5.0]))
+    else:
+        line = tube([(0, 10, -150, 5), (0, 16, -64, 5), (0, 28, -38, 5)])
+    near, distance = line.near(p, EDGE_MM)
+    canvas.fill(distance, hu, near)
+
+
 def _upwards(canvas: Canvas) -> float:
-    """Sign of y in the direction of rising gas."""
+    """Sign of the scene's y in the direction of rising gas."""
     return 1.0 if canvas.recipe.prone else -1.0
 
 
@@ -134,10 +154,10 @@ def _paint_loop(canvas: Canvas, low: np.ndarray, high: np.ndarray) -> None:
         balls.append((*point, radius * rng.uniform(0.8, 1.15)))
     near, distance = Cloud(np.array(balls)).near(canvas.pelvis[1], EDGE_MM)
     distance = np.maximum(distance, canvas.cavity[near] + 2)
-    _paint_hollow(canvas, near, distance, float(balls[0][1]))
+    _paint_hollow(canvas, near, distance)
 
 
-def _paint_hollow(canvas: Canvas, near: np.ndarray, distance: np.ndarray, middle_mm: float) -> None:
+def _paint_hollow(canvas: Canvas, near: np.ndarray, distance: np.ndarray) -> None:
     """Bowel: a wall, then gas, stool, contrast or fluid; gas lies over fluid."""
     rng, (gas, stool, contrast) = canvas.rng, canvas.recipe.bowel
     kind = rng.random()
@@ -150,7 +170,8 @@ def _paint_hollow(canvas: Canvas, near: np.ndarray, distance: np.ndarray, middle
     else:
         fluid = rng.uniform(120, 700) if kind < gas + stool + contrast else rng.uniform(0, 35)
         canvas.fill(inside, fluid, near)
-        height = _upwards(canvas) * (canvas.pelvis[1][near, 1] - middle_mm)
+        y = canvas.points[near, 1]
+        height = _upwards(canvas) * (y - y.mean() if len(y) else y)
         canvas.fill(np.maximum(inside, rng.uniform(-10, 40) - height), GAS_HU, near)
 
 

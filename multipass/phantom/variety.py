@@ -13,8 +13,8 @@ import numpy as np
 from multipass.phantom.recipe import Recipe
 
 IMPLANTS = {
-    "": 0.75, "prosthesis": 0.11, "two prostheses": 0.05, "sacroiliac screws": 0.06,
-    "femoral neck screws": 0.03,
+    "": 0.66, "prosthesis": 0.1, "two prostheses": 0.05, "sacroiliac screws": 0.04,
+    "femoral neck screws": 0.03, "femoral nail": 0.03, "hip screw": 0.03, "plates": 0.06,
 }  # fmt: skip
 # Place of the cut, and its share
 FRACTURES = {
@@ -28,6 +28,7 @@ def vary(recipe: Recipe) -> Recipe:
     """The recipe with its scan, tissue and bones redrawn from the wider ranges."""
     rng = recipe.rng("variety")
     recipe = replace(recipe, **_bones(rng), **_body(rng), **_picture(rng))
+    recipe = replace(recipe, **_rarities(recipe.rng("rarities")))
     return replace(recipe, **_extent(rng, recipe))
 
 
@@ -69,6 +70,20 @@ def _body(rng: np.random.Generator) -> dict:
         "vessel_hu": float(rng.uniform(90, 450) if rng.random() < 0.5 else rng.uniform(25, 60)),
         "bladder_hu": float(rng.uniform(80, 2000) if rng.random() < 0.25 else rng.uniform(-5, 25)),
         "calcifications": int(rng.choice([0, 6, 25, 80])),
+    }  # fmt: skip
+
+
+def _rarities(rng: np.random.Generator) -> dict:
+    sides = [(), (1,), (-1,), (1, -1)][rng.choice(4, p=[0.9, 0.025, 0.025, 0.05])]
+    return {
+        "lesions": int(rng.integers(1, 9)) if rng.random() < 0.2 else 0,
+        "joint_sclerosis_hu": float(rng.uniform(100, 600)) if rng.random() < 0.3 else 0.0,
+        "disc_gap_mm": float(rng.uniform(0.3, 4.0)), "sacralised": sides,
+        "clothes": bool(rng.random() < 0.3),
+        "catheter": str(rng.choice(["", "bladder", "rectum"], p=[0.84, 0.08, 0.08])),
+        "ascites": bool(rng.random() < 0.08),
+        "phleboliths": int(rng.integers(1, 8)) if rng.random() < 0.35 else 0,
+        "shading_hu": float(rng.normal(0, 15)),
     }  # fmt: skip
 
 

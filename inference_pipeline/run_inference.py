@@ -39,10 +39,10 @@ from multipass.mirrored import with_mirroring  # noqa: E402
 from multipass.outcome import Outcome  # noqa: E402
 from multipass.page import write_case_page, write_viewer  # noqa: E402
 from multipass.products import Segmented, Wanted, write_products  # noqa: E402
-from multipass.scoring import score  # noqa: E402
+from multipass.scoring import Scored, score  # noqa: E402
 from multipass.stages import Stages  # noqa: E402
 from multipass.viewer import VIEWER_NAME  # noqa: E402
-from processing import own_grid_labels, read_scan  # noqa: E402
+from processing import Scan, own_grid_labels, read_scan  # noqa: E402
 
 TEST_DATA = ROOT / "inference_pipeline" / "test_data"
 RESULTS = ROOT / "inference_pipeline" / "processed_files" / "inference_results"
@@ -176,27 +176,8 @@ def segment_case(
         return earlier
     with stages.stage("read"):
         scan = read_scan(case)
-    with stages.stage("passes"):
-        results = passes.segment(model, scan.upright, options.passes)
-    with stages.stage("way back"):
-        labels = native_labels(results[-1], scan.upright.grid)
-        mask = own_grid_labels(results[-1], scan, labels)
-        if options.least_part_mm3 > 0:
-            labels, mask = (
-                without_specks(array, grid.voxel_ml * 1000, options.least_part_mm3)
-                for array, grid in ((labels, scan.upright.grid), (mask, scan.grid))
-            )
-    with stages.stage("findings"):
-        structures = findings.describe(labels, scan.upright, results, model.structures)
-        flags = [*scan.notes, *findings.flags_of(structures, model.structures, results)]
-    with stages.stage("scores"):
-        volumes_ml = [row["visible_ml"] for row in structures]
-        compared = case, scan.grid, labels, results, model.structures, volumes_ml
-        scored = score(*compared, scan.tilted)
-    done = Segmented(
-        case.name, scan.upright, labels, scan.grid, mask, scan.slices, model.structures,
-        results[-1], scored.reference, flags, scan.tilted is not None,
-    )  # fmt: skip
+    done, structures, scored = look(case, scan, model, options, stages)
+    flags = list(done.flags)
     with output.case_folder(options.output, case.name) as folder:
         meshes = "" if options.meshes == "none" else options.meshes
         viewer = options.page and (options.output / VIEWER_NAME).exists()
@@ -225,6 +206,39 @@ def segment_case(
             report["seconds"] = stages.seconds
         output.write_json(folder / output.REPORT_NAME, report)
     return report
+
+
+def look(
+    case: Case, scan: Scan, model: checkpoint.Model, options: Options, stages: Stages
+) -> tuple[Segmented, list[dict[str, Any]], Scored]:
+    """The masks, the rows of `findings.describe` and the scores.
+
+    What the passes found is let go at the end, unless it is to be written: 2.4 MB a structure, pass
+    and window that no later stage needs.
+    """
+    with stages.stage("passes"):
+        results = passes.segment(model, scan.upright, options.passes)
+    with stages.stage("way back"):
+        labels = native_labels(results[-1], scan.upright.grid)
+        mask = own_grid_labels(results[-1], scan, labels)
+        if options.least_part_mm3 > 0:
+            labels, mask = (
+                without_specks(array, grid.voxel_ml * 1000, options.least_part_mm3)
+                for array, grid in ((labels, scan.upright.grid), (mask, scan.grid))
+            )
+    with stages.stage("findings"):
+        structures = findings.describe(labels, scan.upright, results, model.structures)
+        flags = [*scan.notes, *findings.flags_of(structures, model.structures, results)]
+    with stages.stage("scores"):
+        volumes_ml = [row["visible_ml"] for row in structures]
+        compared = case, scan.grid, labels, results, model.structures, volumes_ml
+        scored = score(*compared, scan.tilted)
+    kept = results[-1] if options.probabilities else None
+    done = Segmented(
+        case.name, scan.upright, labels, scan.grid, mask, scan.slices, model.structures,
+        kept, scored.reference, flags, scan.tilted is not None,
+    )  # fmt: skip
+    return done, structures, scored
 
 
 def identity_of(case: Case, model: checkpoint.Model, options: Options) -> dict[str, Any]:

@@ -33,7 +33,7 @@ class Segmented:
         upright, labels: the CT and its label map on the upright grid.
         grid, mask: the scan's own grid, and the label map on it.
         slices: the DICOM slices in the order of the grid's third axis; () for other formats.
-        result: of the last pass.
+        result: of the last pass, if its probabilities are wanted.
         reference: a label map on the upright grid.
         is_tilted: the scan was resampled to `grid`, and its slices lie askew in it.
     """
@@ -45,7 +45,7 @@ class Segmented:
     mask: np.ndarray
     slices: tuple[Slice, ...]
     structures: Sequence[Structure]
-    result: PassResult
+    result: PassResult | None
     reference: np.ndarray | None
     flags: Sequence[str]
     is_tilted: bool = False
@@ -104,7 +104,7 @@ def _write_others(folder: Path, case: Segmented, wanted: Wanted, stages: Stages)
         with stages.stage("ct.nii.gz"):
             sitk.WriteImage(to_sitk(case.upright), str(folder / "ct.nii.gz"), useCompression=True)
         notes.append("tilted gantry: mask and SEG lie on the upright grid of ct.nii.gz beside them")
-    if wanted.probabilities:
+    if wanted.probabilities and case.result is not None:
         with stages.stage("probabilities"):
             write_probabilities(folder, case.result)
     if wanted.meshes:

@@ -66,12 +66,12 @@ class Individual:
 PARAMETRIC = Individual()
 
 
-def draw_individual(atlas: Atlas, recipe: Recipe) -> tuple[Individual, Recipe]:
+def draw_individual(atlas: Atlas, recipe: Recipe, size: str | None) -> tuple[Individual, Recipe]:
     """Draw a patient's shapes, and the recipe at the true size of the subjects they come from."""
     rng = recipe.rng("individual")
     weights = _draw_weights(rng, len(atlas.ids))
     shape = np.tensordot(weights, atlas.pelves, 1)
-    size = float(weights @ atlas.sizes * rng.normal(1, 0.05))
+    own_size = float(weights @ atlas.sizes * rng.normal(1, 0.05))
     shape = _rippled(shape, rng, float(rng.uniform(0.1, 0.7)))
     centres: dict[int, Sequence[float]] = {}
     radius = 0.0
@@ -79,7 +79,7 @@ def draw_individual(atlas: Atlas, recipe: Recipe) -> tuple[Individual, Recipe]:
         centre, own = fit_ball(shape[atlas.sockets[side]])
         centres[side] = (centre * (side, 1, 1)).tolist()
         radius += own / 2
-    recipe = vary(recipe)
+    recipe = vary(recipe, size)
     surfaces = {}
     for side, name in ((1, "left_hip"), (-1, "right_hip")):
         vertices = shape[atlas.ranges[name]] * (side, 1, 1)
@@ -112,7 +112,7 @@ def draw_individual(atlas: Atlas, recipe: Recipe) -> tuple[Individual, Recipe]:
         name, hips, sacrum, coccyx, femurs, centres, (radius - JOINT_MM) / bones.HEAD_RADIUS,
         _draw_lumbar(atlas, rng), shift, tilt, True, tuple(metal),
     )  # fmt: skip
-    scale = float(np.clip(size, *SCALES))
+    scale = float(np.clip(own_size, *SCALES))
     ratio = scale / recipe.scale
     return individual, replace(
         recipe, scale=scale, anatomy=name,

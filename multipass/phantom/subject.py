@@ -56,7 +56,7 @@ def make_subject(
     drawn = recipe or draw_recipe(seed, index, matrix, size)
     individual = PARAMETRIC
     if atlas:
-        individual, drawn = draw_individual(atlas, drawn)
+        individual, drawn = draw_individual(atlas, drawn, size)
     drawn = replace(drawn, **overrides)
     pose = Pose(drawn, individual)
     skeleton = Skeleton(pose)

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from multipass.phantom.recipe import Recipe
+from multipass.phantom.recipe import Recipe, small
 
 IMPLANTS = {
     "": 0.66, "prosthesis": 0.1, "two prostheses": 0.05, "sacroiliac screws": 0.04,
@@ -24,12 +24,14 @@ FRACTURES = {
 MOST_SLICES = 260
 
 
-def vary(recipe: Recipe) -> Recipe:
-    """The recipe with its scan, tissue and bones redrawn from the wider ranges."""
+def vary(recipe: Recipe, size: str | None = None) -> Recipe:
+    """The recipe with its scan, tissue and bones redrawn from the wider ranges; `size` as in
+    `recipe.draw_recipe`."""
     rng = recipe.rng("variety")
     recipe = replace(recipe, **_bones(rng), **_body(rng), **_picture(rng))
     recipe = replace(recipe, **_rarities(recipe.rng("rarities")))
-    return replace(recipe, **_extent(rng, recipe))
+    recipe = replace(recipe, **_extent(rng, recipe, size))
+    return small(recipe) if size == "small" else recipe
 
 
 def _choice(rng: np.random.Generator, shares: dict[str, float]) -> str:
@@ -96,12 +98,14 @@ def _picture(rng: np.random.Generator) -> dict:
     }
 
 
-def _extent(rng: np.random.Generator, recipe: Recipe) -> dict:
+def _extent(rng: np.random.Generator, recipe: Recipe, size: str | None) -> dict:
     """Field of view and height of the scan, drawn as shares of what may be missing or be there."""
     bottom, top = rng.uniform(-240, -135), rng.uniform(105, 170)
     kind = rng.choice(
         ["pelvis", "abdomen", "long", "low", "high", "hips"], p=[0.4, 0.22, 0.06, 0.12, 0.12, 0.08]
     )
+    if size in ("pelvis", "abdomen"):
+        kind = size
     if kind == "abdomen":
         top = rng.uniform(200, 380)
     elif kind == "long":

@@ -1,18 +1,48 @@
-"""Phantoms around real bone surfaces: the laws that hold for any folder laid out as they are."""
+"""Phantoms around bone surfaces: the laws that hold for any folder laid out as they are."""
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from bone_surfaces import PELVES, write_folder
 
 from multipass.phantom import make_subject
 from multipass.phantom.atlas import TEST_FEMURS, TEST_PELVES, load_atlas
+from multipass.phantom.individual import draw_individual
+from multipass.phantom.pose import Pose
+from multipass.phantom.recipe import draw_recipe
+from multipass.phantom.surface import Surface
 
-FOLDER = Path(__file__).parents[2] / "shared" / "anatomy"
+ROOT = Path(__file__).parents[1]
+REAL = ROOT.parent / "shared" / "anatomy"
 QUICK = {"matrix": 64, "size": "small"}
-needs_folder = pytest.mark.skipif(not FOLDER.is_dir(), reason="no ../shared/anatomy")
+# Nothing that takes bone away or moves it, and all of the pelvis in view.
+WHOLE = {
+    "bottom_mm": -230.0, "top_mm": 160.0, "pixel_mm": 7.0, "slice_step_mm": 3.0,
+    "slice_thickness_mm": 3.0, "centre_mm": (0.0, 0.0), "roll_deg": 0.0, "hip_gap_mm": 0.3,
+    "sacroiliac_gap_mm": 0.1,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory) -> Path:
+    pytest.importorskip("igl")
+    folder = tmp_path_factory.mktemp("anatomy")
+    write_folder(folder)
+    return folder
+
+
+@pytest.fixture(params=["made", "real"])
+def folder(request, made) -> Path:
+    if request.param == "made":
+        return made
+    if not REAL.is_dir():
+        pytest.skip("no ../shared/anatomy")
+    return REAL
 
 
 def test_a_missing_folder_gets_one_sentence(tmp_path):
@@ -20,23 +50,91 @@ def test_a_missing_folder_gets_one_sentence(tmp_path):
         load_atlas(tmp_path)
 
 
-@needs_folder
-def test_no_test_subject_in_the_training_part():
+def test_a_broken_surface_is_named(tmp_path):
     pytest.importorskip("igl")
-    train, test = load_atlas(FOLDER, "train"), load_atlas(FOLDER, "test")
-    assert not set(train.ids) & set(TEST_PELVES) and set(test.ids) == set(TEST_PELVES)
+    write_folder(tmp_path)
+    (tmp_path / "pelvis" / "02_sacrum.ply").write_bytes(b"ply\nnot a mesh")
+    with pytest.raises(ValueError, match="02_sacrum.ply"):
+        load_atlas(tmp_path)
+
+
+def test_no_test_subject_in_the_training_part(folder):
+    train, test = load_atlas(folder, "train"), load_atlas(folder, "test")
+    assert train.ids and not set(train.ids) & set(TEST_PELVES)
+    assert set(test.ids) <= set(TEST_PELVES)
     assert not {f.name.split("_")[0] for f in train.femurs} & set(TEST_FEMURS)
     np.testing.assert_array_equal(train.mean, test.mean)
 
 
-@needs_folder
-def test_left_lies_left_and_the_same_seed_gives_the_same_scan():
-    pytest.importorskip("igl")
-    atlas = load_atlas(FOLDER, "train")
-    fixed = {**QUICK, "bottom_mm": -160.0, "top_mm": 110.0, "pixel_mm": 7.0, "slice_step_mm": 6.0}
-    subject = make_subject(3, 1, atlas=atlas, roll_deg=0.0, **fixed)
-    again = make_subject(3, 1, atlas=atlas, roll_deg=0.0, **fixed)
+def test_the_made_folder_is_split(made):
+    assert load_atlas(made, "train").ids == PELVES[:3]
+    assert load_atlas(made, "test").ids == PELVES[3:]
+
+
+def test_left_lies_left_and_the_same_seed_gives_the_same_scan(folder):
+    atlas = load_atlas(folder, "train")
+    subject, again = (make_subject(3, 1, atlas=atlas, **{**QUICK, **WHOLE}) for _ in range(2))
     np.testing.assert_array_equal(subject.volume.array, again.volume.array)
     np.testing.assert_array_equal(subject.label, again.label)
     x = [np.argwhere(subject.label == v)[:, 0].mean() for v in range(1, 6)]
     assert x[4] < x[1] < x[2] < x[0] < x[3]
+
+
+def test_labels_have_the_volume_of_the_surfaces(folder):
+    """Of the hip bones, as posed: what the lattice, the joints and the voxels may take away."""
+    atlas = load_atlas(folder, "train")
+    index = intact_patient(atlas)
+    subject = make_subject(
+        5, index, atlas=atlas, matrix=128, size="small", **WHOLE | {"pixel_mm": 3.5}
+    )
+    individual, _ = draw_individual(atlas, draw_recipe(5, index, 128, "small"), "small")
+    pose = Pose(subject.recipe, individual)
+    for value, side in ((1, 1), (2, -1)):
+        shape = individual.hips[side][0]
+        assert isinstance(shape, Surface)
+        placed = pose.to_scene(shape.vertices * (side, 1, 1))
+        expected_ml = abs(enclosed_mm3(placed, shape.faces)) / 1000
+        found_ml = np.count_nonzero(subject.label == value) * subject.volume.grid.voxel_ml
+        assert found_ml == pytest.approx(expected_ml, rel=0.06)
+
+
+def intact_patient(atlas) -> int:
+    """The first without a fracture or metal on a hip bone."""
+    for index in range(50):
+        _, recipe = draw_individual(atlas, draw_recipe(5, index, 128, "small"), "small")
+        if not recipe.fracture and not recipe.implant:
+            return index
+    raise AssertionError("none among fifty")
+
+
+def enclosed_mm3(vertices: np.ndarray, faces: np.ndarray) -> float:
+    """Volume within a closed surface, by the divergence theorem."""
+    a, b, c = (vertices[faces[:, i]] for i in range(3))
+    return float((a * np.cross(b, c)).sum() / 6)
+
+
+def test_size_counts(made):
+    atlas = load_atlas(made, "train")
+    for index in range(4):
+        heights = {}
+        for size in ("pelvis", "abdomen"):
+            _, recipe = draw_individual(atlas, draw_recipe(0, index, 64, size), size)
+            heights[size] = recipe.top_mm / recipe.scale
+        assert heights["pelvis"] <= 170 and heights["abdomen"] >= 200
+
+
+@pytest.mark.slow
+def test_jobs_change_nothing(made, tmp_path):
+    command = [
+        sys.executable, "-m", "multipass.phantom", "--anatomy", str(made), "--patients", "2",
+        "--matrix", "64", "--size", "small",
+    ]  # fmt: skip
+    for jobs in ("1", "2"):
+        subprocess.run(
+            [*command, "--jobs", jobs, "--output", tmp_path / jobs], cwd=ROOT, check=True
+        )
+    one, two = (sorted((tmp_path / jobs).rglob("*.dcm")) for jobs in ("1", "2"))
+    assert [p.relative_to(tmp_path / "1") for p in one] == [
+        p.relative_to(tmp_path / "2") for p in two
+    ]
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(one, two, strict=True))

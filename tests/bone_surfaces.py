@@ -1,0 +1,66 @@
+"""A folder of bone surfaces laid out as `--anatomy` wants it, made from the parametric bones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from multipass.meshes import mesh_of, write_mesh
+from multipass.phantom import bones, spine
+from multipass.phantom.individual import COCCYX_BOX, HIP_BOX, SACRUM_BOX
+from multipass.phantom.lattice import lattice_points
+from multipass.volume import Grid, ints3
+
+STEP_MM = 3.0
+PELVES = ("01", "02", "03", "04", "10")  # the last two are set aside for tests
+FEMUR_BOX = ((-30, -35, -150), (80, 45, 30))
+VERTEBRA_BOX = ((-50, -22, -28), (50, 67, 31))
+OPEN_BELOW_MM = 15.0  # the sacra of the pelves end at this height
+
+
+def write_folder(folder: Path) -> None:
+    for name in ("pelvis", "femur", "spine"):
+        (folder / name).mkdir(parents=True)
+    hip, faces = surface(bones.hip_bone, HIP_BOX)
+    sacrum = surface(bones.sacrum, SACRUM_BOX, OPEN_BELOW_MM)
+    parts = {"left_hip": (hip, faces), "right_hip": mirrored(hip, faces), "sacrum": sacrum}
+    for number, name in enumerate(PELVES):
+        rng = np.random.default_rng(number)
+        turn = Rotation.from_rotvec(rng.normal(0, 0.1, 3)).as_matrix()
+        stretch, shift = rng.normal(1, 0.04, 3), rng.uniform(-200, 200, 3)
+        for part, (vertices, triangles) in parts.items():
+            path = folder / "pelvis" / f"{name}_{part}.ply"
+            write_mesh(path, (vertices * stretch) @ turn + shift, triangles)
+    femur = surface(bones.femur, FEMUR_BOX, -140.0)
+    for person in ("m3", "m7"):
+        for side, of_side in (("left", femur), ("right", mirrored(*femur))):
+            write_mesh(folder / "femur" / f"{person}_{side}_femur.ply", *of_side)
+    low, high = np.minimum(SACRUM_BOX, COCCYX_BOX)[0], np.maximum(SACRUM_BOX, COCCYX_BOX)[1]
+    whole = surface(lambda p: np.minimum(bones.sacrum(p), bones.coccyx(p)), (low, high))
+    write_model(folder / "spine" / "s1.ply", *whole)
+    for number in range(1, 6):
+        shape = spine.Vertebra("mean", (0, 0, 0), 0.0, 46 + number, 0)
+        lumbar = surface(lambda p, shape=shape: spine.vertebra(p, shape), VERTEBRA_BOX)
+        write_model(folder / "spine" / f"l{number}.ply", *lumbar)
+
+
+def surface(shape, box, above_mm: float = -np.inf) -> tuple[np.ndarray, np.ndarray]:
+    """Vertices and triangles of an implicit shape's part above a height."""
+    low = np.floor(np.divide(box[0], STEP_MM)).astype(int) - 2
+    size = np.ceil(np.divide(box[1], STEP_MM)).astype(int) + 3 - low
+    points = lattice_points(low, tuple(size), STEP_MM)
+    inside = (shape(points) < 0) & (points[:, 2] > above_mm)
+    origin = tuple(float(v) for v in low * STEP_MM)
+    grid = Grid(ints3(size), (STEP_MM,) * 3, origin)
+    return mesh_of(inside.reshape(size).astype(np.uint8), 1, grid)
+
+
+def mirrored(vertices: np.ndarray, faces: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return vertices * (-1, 1, 1), np.ascontiguousarray(faces[:, ::-1])
+
+
+def write_model(path: Path, vertices: np.ndarray, faces: np.ndarray) -> None:
+    """In the axes of the spine model: x forward, y to the left, z up."""
+    write_mesh(path, np.column_stack([-vertices[:, 1], vertices[:, 0], vertices[:, 2]]), faces)

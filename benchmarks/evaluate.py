@@ -4,7 +4,8 @@
     python benchmarks/evaluate.py --test scans --output results --jobs 2
 
 Scores lie on the scans' own grids. `rows.csv` has a line for each scan, output and structure,
-`table.md` the means, the paired differences and the structures, with 95 % intervals over scans.
+`table.md` the means, the paired differences, the structures and kinds of scans, with 95 % intervals
+over scans.
 """
 
 from __future__ import annotations
@@ -17,11 +18,15 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pydicom
 import torch
 import tyro
 from native_scores import (
     KEY,
     ROOT,
+    by_patient,
+    interval,
     outputs,
     read_rows,
     read_test_scan,
@@ -33,11 +38,19 @@ from native_scores import (
 
 from multipass import checkpoint, metrics
 from multipass.cases import Case, find_cases
+from multipass.volume import Volume
 
 NAME = "multi-pass"
 DIFFERENCES = [((NAME, "pass 2"), (NAME, other)) for other in ("pass 1", "blank context")] + [
     ((NAME, "pass 3"), (NAME, "pass 2"))
 ]
+TALL_MM, METAL_HU, METAL_ML = 400.0, 2800, 0.5
+KINDS = {
+    "prone": "prone",
+    "tall": "400 mm and taller",
+    "metal": "metal",
+    "cut": "hip or sacrum cut",
+}
 DEFAULT_MODEL = ROOT / "inference_pipeline" / "best_model.pth"
 
 
@@ -61,12 +74,47 @@ def evaluate(case: Case, options: Options) -> Path:
     rows: list[dict[str, Any]] = []
     with torch.inference_mode():
         volume, reference = read_test_scan(case, model.structures)
+        whole = [  # femurs end outside of nearly every scan
+            status == "complete"
+            for structure, status in zip(model.structures, reference[1], strict=True)
+            if "femur" not in structure.name
+        ]
+        kind = kinds(case, volume, all(whole))
         for output, result in outputs(model, volume):
             key = dict(zip(KEY, (NAME, 0, case.name, output), strict=True))
             found = score(result, volume, reference, model.structures)
-            rows += [key | {"slices": volume.grid.size[2]} | row for row in found]
+            rows += [key | kind | row for row in found]
     write_rows(path, rows)
     return path
+
+
+def kinds(case: Case, volume: Volume, whole: bool) -> dict[str, int]:
+    """What may make a scan hard: 1 where it does."""
+    assert case.series is not None, "read_test_scan has refused it"
+    first = pydicom.dcmread(case.series.slices[0].path, specific_tags=["PatientPosition"])
+    height_mm = volume.grid.size[2] * volume.grid.spacing_mm[2]
+    metal_ml = np.count_nonzero(volume.array > METAL_HU) * volume.grid.voxel_ml
+    return {
+        "prone": int(str(first.get("PatientPosition", "")).endswith("P")),
+        "tall": int(height_mm >= TALL_MM), "metal": int(metal_ml > METAL_ML),
+        "cut": int(not whole),
+    }  # fmt: skip
+
+
+def by_kind(rows: list[dict[str, Any]], output: str) -> list[str]:
+    """Markdown: one output on the scans of each kind; a scan may be of several."""
+    groups = {"all": rows} | {
+        name: [row for row in rows if int(row[kind])] for kind, name in KINDS.items()
+    }
+    groups["none of these"] = [row for row in rows if not any(int(row[k]) for k in KINDS)]
+    lines = [f"| scans, {output} | number | Dice | worst scan | HD95 mm |", "|" + "---|" * 5]
+    for name, of_kind in groups.items():
+        dice, hd95 = (by_patient(of_kind, m).get((NAME, output), {}) for m in ("dice", "hd95_mm"))
+        if dice:
+            cells = [name, str(len(dice)), interval(dice.values(), 3)]
+            cells += [f"{min(dice.values()):.3f}", interval(hd95.values(), 1)]
+            lines.append("| " + " | ".join(cells) + " |")
+    return lines
 
 
 def by_structure(rows: list[dict[str, Any]], output: str) -> list[str]:
@@ -97,6 +145,7 @@ def main(options: Options) -> None:
         raise ValueError(f"{options.test}: no scans to test on.")
     rows = read_rows(paths)
     lines = [*table(rows, DIFFERENCES), "", *by_structure(rows, "pass 2")]
+    lines += ["", *by_kind(rows, "pass 2")]
     report(options.output, rows, lines)
 
 

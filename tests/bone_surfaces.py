@@ -5,13 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
 from multipass.meshes import mesh_of, write_mesh
 from multipass.phantom import bones, spine
+from multipass.phantom.bones import HIP_CENTRE
 from multipass.phantom.individual import COCCYX_BOX, HIP_BOX, SACRUM_BOX
 from multipass.phantom.lattice import lattice_points
-from multipass.volume import Grid, ints3
+from multipass.volume import Grid, Volume, ints3, to_sitk
 
 STEP_MM = 3.0
 PELVES = ("01", "02", "03", "04", "10")  # the last two are set aside for tests
@@ -21,7 +23,7 @@ OPEN_BELOW_MM = 15.0  # the sacra of the pelves end at this height
 
 
 def write_folder(folder: Path) -> None:
-    for name in ("pelvis", "femur", "spine"):
+    for name in ("pelvis", "femur", "spine", "labelmaps"):
         (folder / name).mkdir(parents=True)
     hip, faces = surface(bones.hip_bone, HIP_BOX)
     sacrum = surface(bones.sacrum, SACRUM_BOX, OPEN_BELOW_MM)
@@ -37,6 +39,7 @@ def write_folder(folder: Path) -> None:
     for person in ("m3", "m7"):
         for side, of_side in (("left", femur), ("right", mirrored(*femur))):
             write_mesh(folder / "femur" / f"{person}_{side}_femur.ply", *of_side)
+    write_label_map(folder / "labelmaps" / "P_structures.nii.gz")
     low, high = np.minimum(SACRUM_BOX, COCCYX_BOX)[0], np.maximum(SACRUM_BOX, COCCYX_BOX)[1]
     whole = surface(lambda p: np.minimum(bones.sacrum(p), bones.coccyx(p)), (low, high))
     write_model(folder / "spine" / "s1.ply", *whole)
@@ -44,6 +47,21 @@ def write_folder(folder: Path) -> None:
         shape = spine.Vertebra("mean", (0, 0, 0), 0.0, 46 + number, 0)
         lumbar = surface(lambda p, shape=shape: spine.vertebra(p, shape), VERTEBRA_BOX)
         write_model(folder / "spine" / f"l{number}.ply", *lumbar)
+
+
+def write_label_map(path: Path) -> None:
+    """Both femurs as label 2 among others, of 2 x 2 x 3 mm."""
+    spacing, low = (2.0, 2.0, 3.0), (-180.0, -40.0, -150.0)
+    places = [
+        start + np.arange(n) * step
+        for start, n, step in zip(low, (181, 45, 61), spacing, strict=True)
+    ]
+    points = np.stack(np.meshgrid(*places, indexing="ij"), -1).reshape(-1, 3)
+    labels = np.ones((181, 45, 61), np.uint8)
+    for side in (1, -1):
+        moved = (points * (side, 1, 1) - (HIP_CENTRE[0], 0, 0)).astype(np.float32)
+        labels[(bones.femur(moved) < 0).reshape(labels.shape)] = 2
+    sitk.WriteImage(to_sitk(Volume(labels, Grid(labels.shape, spacing, low))), str(path))
 
 
 def surface(shape, box, above_mm: float = -np.inf) -> tuple[np.ndarray, np.ndarray]:

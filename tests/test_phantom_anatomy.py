@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bone_surfaces import PELVES, write_folder
+from scipy.spatial import cKDTree
 
 from multipass.phantom import make_subject
-from multipass.phantom.atlas import TEST_FEMURS, TEST_PELVES, load_atlas
+from multipass.phantom.atlas import TEST_PELVES, load_atlas
+from multipass.phantom.femurs import TEST_FEMURS
 from multipass.phantom.individual import draw_individual
 from multipass.phantom.pose import Pose
 from multipass.phantom.recipe import draw_recipe
@@ -69,6 +71,17 @@ def test_no_test_subject_in_the_training_part(folder):
 def test_the_made_folder_is_split(made):
     assert load_atlas(made, "train").ids == PELVES[:3]
     assert load_atlas(made, "test").ids == PELVES[3:]
+
+
+def test_femurs_of_a_label_map_lie_as_those_of_surfaces(made):
+    """Both were made from one shape: in the femur's frame they are within a voxel of it."""
+    femurs = {f.name: f for f in load_atlas(made, "train").femurs}
+    assert set(femurs) == {"m3_left", "m3_right", "P_left", "P_right"}
+    tree = cKDTree(femurs["m3_left"].vertices)
+    for name in ("P_left", "P_right"):
+        vertices = femurs[name].vertices
+        distances_mm = tree.query(vertices[vertices[:, 2] > -130])[0]
+        assert np.percentile(distances_mm, 95) < 4
 
 
 def test_left_lies_left_and_the_same_seed_gives_the_same_scan(folder):

@@ -1,7 +1,8 @@
 """A folder of real bone surfaces, aligned with the frames in which bones are modelled.
 
     DIR/pelvis/NN_{left_hip,right_hip,sacrum}.ply   subjects; vertices of a structure correspond
-    DIR/femur/NAME_{left,right}_femur.ply           watertight upper ends
+    DIR/femur/NAME_{left,right}_femur.ply           watertight upper ends; see femurs.py
+    DIR/labelmaps/NAME_structures.nii.gz            more femurs, if there are any
     DIR/spine/{l1..l5,s1}.ply                       one model, x forward, y to the left, z up
 
 All other coordinates are LPS mm. Subjects for testing are set aside by fixed rules, and what is
@@ -19,6 +20,7 @@ import numpy as np
 
 from multipass.phantom import spine
 from multipass.phantom.bones import HEAD_RADIUS, HIP_CENTRE
+from multipass.phantom.femurs import Femur, chosen, load_femurs
 from multipass.phantom.lattice import lattice_points
 from multipass.phantom.surface import (
     apply,
@@ -29,23 +31,11 @@ from multipass.phantom.surface import (
     vertex_normals,
 )
 
-# Of the 28 sorted ids, those whose place leaves 2 or 5 when divided by 7; of the femurs the last
-# two people.
+# Of the 28 sorted ids, those whose place leaves 2 or 5 when divided by 7.
 TEST_PELVES = ("04", "10", "16", "27", "34", "40", "46", "55")
-TEST_FEMURS = ("m7", "m8")
 PARTS = ("left_hip", "right_hip", "sacrum")
 # Of the parametric left hip bone: iliac spines in front and behind, crest, ischium, pubis
 LANDMARKS = np.array([(110, -61, 26), (43, 76, 40), (86, 28, 95), (42, 2, -110), (7, -63, -61)])
-SHORT_SHAFT_MM = 90.0  # below the head's centre: too short to tell the shaft's direction
-
-
-@dataclass(frozen=True)
-class Femur:
-    """A left femur (right ones are mirrored) in the femur's frame, its head of HEAD_RADIUS."""
-
-    name: str
-    vertices: np.ndarray
-    faces: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -83,8 +73,8 @@ def load_atlas(folder: Path, part: str = "all") -> Atlas:
         ValueError: a file is missing or broken, vertices don't correspond, or the part is empty.
     """
     names = sorted(p.name.split("_")[0] for p in folder.glob("pelvis/*_sacrum.ply"))
-    ids = _chosen(folder / "pelvis", names, TEST_PELVES, part)
-    training = _chosen(folder / "pelvis", names, TEST_PELVES, "train")
+    ids = chosen(folder / "pelvis", names, TEST_PELVES, part)
+    training = chosen(folder / "pelvis", names, TEST_PELVES, "train")
     shapes, faces, ranges = _read_pelves(folder, sorted({*ids, *training}))
     mean = _mean([shapes[i] for i in training])
     mean = apply(_to_pelvis_frame(mean, ranges), mean)
@@ -99,15 +89,8 @@ def load_atlas(folder: Path, part: str = "all") -> Atlas:
         sockets[side] = ranges[name].start + _socket(hip, faces[name][:, ::side])
     return Atlas(
         tuple(ids), np.array(pelves), np.array(sizes), faces, ranges, mean, sockets,
-        _whole_sacrum(folder, mean[ranges["sacrum"]]), _lumbar(folder), _femurs(folder, part),
+        _whole_sacrum(folder, mean[ranges["sacrum"]]), _lumbar(folder), load_femurs(folder, part),
     )  # fmt: skip
-
-
-def _chosen(folder: Path, names: list[str], aside: tuple[str, ...], part: str) -> list[str]:
-    chosen = [n for n in names if part == "all" or (n in aside) == (part == "test")]
-    if not chosen:
-        raise ValueError(f"--anatomy: {folder} holds no subject for --part {part}")
-    return chosen
 
 
 def _read_pelves(folder: Path, ids: list[str]):
@@ -205,48 +188,3 @@ def _lumbar(folder: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         vertices, faces = _model(folder, f"l{number}")
         placed[f"L{number}"] = apply(fit(vertices, target), vertices), faces
     return placed
-
-
-def _femurs(folder: Path, part: str) -> tuple[Femur, ...]:
-    names = sorted(p.stem.removesuffix("_femur") for p in folder.glob("femur/*_femur.ply"))
-    people = _chosen(folder / "femur", [n.split("_")[0] for n in names], TEST_FEMURS, part)
-    return tuple(_femur(folder, n) for n in names if n.split("_")[0] in people)
-
-
-def _femur(folder: Path, name: str) -> Femur:
-    vertices, faces = read_surface(folder / "femur" / f"{name}_femur.ply")
-    if name.endswith("right"):
-        vertices, faces = vertices * (-1, 1, 1), faces[:, ::-1]
-    centre, radius = _head(vertices)
-    vertices = (vertices - centre) * HEAD_RADIUS / radius
-    if vertices[:, 2].min() < -SHORT_SHAFT_MM:
-        vertices = vertices @ _upright(vertices)
-    return Femur(name, vertices, faces)
-
-
-def _head(femur: np.ndarray) -> tuple[np.ndarray, float]:
-    """Centre and radius of a left femur's head: its most medial part near the top."""
-    upper = femur[femur[:, 2] > femur[:, 2].max() - 2.4 * HEAD_RADIUS]
-    radius = HEAD_RADIUS
-    centre = upper[upper[:, 0].argmin()] + (radius, 0, 0)
-    for tolerance in (*[4.0] * 20, *[1.5] * 20):
-        away = femur - centre
-        distance = np.linalg.norm(away, axis=1)
-        inwards = away @ (-0.7, 0, 0.7) > -0.1 * distance
-        found = inwards & (np.abs(distance - radius) < tolerance)
-        if found.sum() < 20:
-            raise ValueError("--anatomy: no head was found in one of femur/*.ply")
-        centre, radius = fit_ball(femur[found])
-    return centre, radius
-
-
-def _upright(femur: np.ndarray) -> np.ndarray:
-    """Rotation about the head's centre that sets the shaft upright, beside the head as modelled."""
-    z = femur[:, 2]
-    low, high = (femur[np.abs(z - z.min() - height) < 3].mean(axis=0) for height in (6.0, 45.0))
-    up = (high - low) / np.linalg.norm(high - low)
-    aside = low - (low @ up) * up
-    aside /= np.linalg.norm(aside)
-    own = np.column_stack([aside, np.cross(up, aside), up])
-    x, y = np.array((41.0, 8.0)) / np.hypot(41.0, 8.0)  # from the head to the modelled shaft
-    return own @ np.array([(x, y, 0), (-y, x, 0), (0, 0, 1)])

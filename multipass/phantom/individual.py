@@ -8,7 +8,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from multipass.phantom import bones
-from multipass.phantom.atlas import Atlas, Femur
+from multipass.phantom.atlas import Atlas
+from multipass.phantom.femurs import Femur
 from multipass.phantom.implants import Metal, plates
 from multipass.phantom.lattice import Shape
 from multipass.phantom.pathology import CUTS, fractured, with_osteophytes

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from multipass import ct, patients, series, windows
+from multipass import ct, hounsfield, patients, series, windows
 from multipass.cases import Case
 from multipass.maps import PassResult, least
 from multipass.volume import (
@@ -98,13 +98,13 @@ def _read_image(path: Path) -> tuple[Volume, tuple[str, ...]]:
         if not np.isfinite(array).all():
             raise ValueError(f"{path.name}: holds values that are not numbers")
         array = np.rint(array)
-    hounsfield = np.clip(array, AIR_HU, ct.MAX_HU).astype(np.int16)
+    values = np.clip(array, AIR_HU, hounsfield.MAX_HU).astype(np.int16)
     keys = ("qform_code", "sform_code")
     codes = [image.GetMetaData(key) for key in keys if image.HasMetaDataKey(key)]
-    notes = ct.implausible(hounsfield)
+    notes = hounsfield.implausible(values)
     if codes and set(codes) == {"0"}:
         notes.append("this file does not say which side is left")
-    return Volume(hounsfield, volume.grid), tuple(notes)
+    return Volume(values, volume.grid), tuple(notes)
 
 
 def _check_whole(path: Path) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from multipass import series as dicom
+from multipass.choice import choose
 from multipass.patients import DATASET_NAME
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
@@ -149,7 +150,7 @@ def _is_localizer(one: dicom.Series) -> bool:
 
 def _why_none(held: dicom.Found) -> str:
     try:
-        dicom.choose(held)
+        choose(held)
     except ValueError as error:
         return str(error)
     raise AssertionError("a folder without a fit series has a reason")

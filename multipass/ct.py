@@ -1,21 +1,13 @@
-"""A CT series as a volume in Hounsfield units: ordering, checking, decoding, gantry tilt."""
+"""A CT series as a volume in Hounsfield units: ordering, checking, gantry tilt."""
 
 from __future__ import annotations
 
-import os
-import warnings
-from collections import defaultdict
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
-from textwrap import shorten
 
 import numpy as np
-import pydicom
 import SimpleITK as sitk
-from pydicom.dataset import Dataset
-from pydicom.uid import RLELossless
 
+from multipass.hounsfield import hounsfield_frames, implausible, pixels
 from multipass.series import MIN_SLICES, Series, Slice
 from multipass.volume import AIR_HU, Grid, Volume, floats3, ints3
 
@@ -25,11 +17,8 @@ PLACE_TOLERANCE = 0.1
 TILT_PIXELS = 0.5
 SAME_DIRECTION = 1e-3
 SAME_PLACE_MM = 1e-3
-# Padding is outside of what a scanner measures; a padding value above this is taken as data.
-PADDING_BELOW_HU = -900
 # Differences of stored positions carry rounding noise; a nanometre is enough.
 SPACING_DECIMALS = 6
-MAX_HU = 30000
 
 
 @dataclass(frozen=True)
@@ -69,7 +58,7 @@ def read_ct(series: Series) -> CT:
         raise ValueError(f"{len(series.refused)} of its files do not fit: {series.refused[0]}")
     slices, notes = _in_order(series)
     lattice = _lattice(slices)
-    array = _pixels(slices)
+    array = pixels(slices)
     if len({(s.slope, s.intercept) for s in slices}) > 1:
         notes.append("rescale slope and intercept differ between slices")
     notes += implausible(array)
@@ -81,9 +70,6 @@ def read_ct(series: Series) -> CT:
     else:
         volume = Volume(array, stack)
     return CT(volume, tuple(slices), lattice, stack, tilt, tuple(notes))
-
-
-# ------------------------------------------------------------------- geometry
 
 
 def _in_order(series: Series) -> tuple[list[Slice], list[str]]:
@@ -217,120 +203,3 @@ def resample_lattice(
         outside,
     )
     return Volume(sitk.GetArrayFromImage(resampled).T, target)
-
-
-# --------------------------------------------------------------------- pixels
-
-
-def _pixels(slices: list[Slice]) -> np.ndarray:
-    """int16 HU (columns, rows, slices), decoded file by file."""
-    zyx = np.empty((len(slices), slices[0].rows, slices[0].columns), np.int16)
-    places = defaultdict(list)
-    for k, current in enumerate(slices):
-        places[current.path].append(k)
-    for ks in places.values():
-        for k, frame in zip(ks, hounsfield_frames([slices[k] for k in ks]), strict=True):
-            zyx[k] = frame
-    return zyx.transpose(2, 1, 0)
-
-
-def hounsfield_frames(slices: list[Slice]) -> Iterator[np.ndarray]:
-    """int16 HU (rows, columns) of slices that lie in one file.
-
-    Raises:
-        ValueError: no installed library decodes the file, or its pixels are not those its tags
-            announce.
-    """
-    path = slices[0].path
-    try:
-        dataset = pydicom.dcmread(path)
-        syntax = dataset.file_meta.TransferSyntaxUID
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            # Some writers pad pixel data to more than an even length: harmless.
-            warnings.filterwarnings("ignore", ".*excess padding.*")
-            if not syntax.is_compressed or syntax == RLELossless or len(slices) > 1:
-                stored, is_hounsfield = dataset.pixel_array, False
-            else:
-                stored, is_hounsfield = _decoded_by_itk(path), True
-    except MemoryError:
-        raise ValueError(f"{path.name}: too large to decode") from None
-    except Exception as error:  # decoders raise many kinds on damaged or unsupported pixels
-        reason = shorten(str(error), 160, placeholder=" ...")
-        raise ValueError(
-            f"{path.name}: cannot be decoded, {_syntax_name(path)} ({reason})"
-        ) from None
-    stored = stored[None] if stored.ndim == 2 else stored
-    wanted = (int(dataset.get("NumberOfFrames", 1) or 1), slices[0].rows, slices[0].columns)
-    if stored.shape != wanted:
-        raise ValueError(f"{path.name}: pixels of shape {stored.shape}, its tags say {wanted}")
-    for current in slices:
-        values = stored[current.frame]
-        yield _to_hounsfield(values, current, _padding(dataset), is_hounsfield)
-
-
-def _decoded_by_itk(path: Path) -> np.ndarray:
-    """Pixels after rescale, by ITK's GDCM, which decodes all JPEG kinds. It tries its 8-bit JPEG
-    decoder before the 12-bit one and complains on stderr meanwhile; the result is right."""
-    saved = os.dup(2)
-    try:
-        with open(os.devnull, "w") as silence:  # noqa: PTH123
-            os.dup2(silence.fileno(), 2)
-            return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
-    finally:
-        os.dup2(saved, 2)
-        os.close(saved)
-
-
-def _syntax_name(path: Path) -> str:
-    try:
-        uid = pydicom.filereader.read_file_meta_info(path).TransferSyntaxUID
-        return f"transfer syntax {uid.name}"
-    except Exception:
-        return "no transfer syntax named"
-
-
-def _padding(dataset: Dataset) -> tuple[float, float] | None:
-    """The range of stored values that stand for 'no pixel', PS3.3 C.7.5.1.1.2."""
-    value = dataset.get("PixelPaddingValue")
-    if value is None:
-        return None
-    limit = dataset.get("PixelPaddingRangeLimit", value)
-    low, high = sorted((int(value), int(limit if limit is not None else value)))
-    if dataset.get("PixelRepresentation") == 1 and high > 32767:
-        low, high = low - 65536, high - 65536
-    return low, high
-
-
-def _to_hounsfield(
-    values: np.ndarray, current: Slice, padding: tuple[float, float] | None, is_hounsfield: bool
-) -> np.ndarray:
-    slope, intercept = current.slope, current.intercept
-    if is_hounsfield:
-        hounsfield = values
-    elif slope == 1 and intercept == int(intercept):
-        hounsfield = values.astype(np.int32) + int(intercept)
-    else:
-        hounsfield = values * slope + intercept
-    result = np.clip(np.rint(hounsfield), AIR_HU, np.iinfo(np.int16).max).astype(np.int16)
-    if padding is not None:
-        low, high = sorted(bound * slope + intercept for bound in padding)
-        # Some writers name a value as padding that real tissue has; below air it cannot be tissue.
-        if high <= PADDING_BELOW_HU or low > MAX_HU:
-            result[(hounsfield >= low - 0.5) & (hounsfield <= high + 0.5)] = AIR_HU
-    return result
-
-
-def implausible(array: np.ndarray) -> list[str]:
-    """Flags for values that are no HU: a CT of a body has air around or in it, and soft tissue."""
-    sample = array[::8, ::8, ::2]
-    low, high = int(sample.min()), int(sample.max())
-    if low > -500:
-        return [f"values from {low} to {high}: no air, are they Hounsfield units?"]
-    if high < 0:
-        return [
-            f"values from {low} to {high}: nothing as dense as water, are they Hounsfield units?"
-        ]
-    if not ((sample > -200) & (sample < 200)).mean() > 0.01:
-        return [f"values from {low} to {high}: no soft tissue, are they Hounsfield units?"]
-    return []

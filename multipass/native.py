@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from multipass.cases import Case
 from multipass.checkpoint import Model
+from multipass.choice import choose
 from multipass.cohort import Cohort
 from multipass.ct import read_ct
 from multipass.maps import native_labels
@@ -25,7 +26,7 @@ from multipass.patients import replacing
 from multipass.prepare import find_images
 from multipass.scoring import score
 from multipass.segmentation import Identify
-from multipass.series import choose, short
+from multipass.series import short
 from multipass.structures import by_codes
 from multipass.tables import score_lines, write_summary
 from multipass.trainer import patient_dice

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import numpy as np
 
+from multipass.choice import choose
 from multipass.ct import CT, read_ct
 from multipass.patients import FORMAT
 from multipass.segmentation import Reference, marked_cut, read_reference
-from multipass.series import Found, SegHeader, Series, choose, find
+from multipass.series import Found, SegHeader, Series, find
 from multipass.structures import Structure, by_codes
 from multipass.volume import AIR_HU, Grid, Volume, upright
 from multipass.windows import (

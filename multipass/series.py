@@ -1,4 +1,4 @@
-"""DICOM series in a folder: finding them, describing them by their headers, choosing the CT.
+"""DICOM series in a folder: finding them, describing them by their headers.
 
 No pixel is read here. A file is admitted by its tags; what is not admitted is kept with its reason.
 """
@@ -304,67 +304,3 @@ def _numbers(tags: Dataset, keyword: str, count: int) -> list[float]:
     if len(values) != count or not all(map(math.isfinite, values)):
         raise ValueError(f"no {keyword}" if not values else f"{keyword} {values}")
     return values
-
-
-def choose(
-    found: Found, wanted_uid: str | None = None, referred_uid: str = ""
-) -> tuple[Series, list[tuple[Series, str]]]:
-    """Choose one CT series, and say of each other why not.
-
-    In this order: the one asked for, where it is here; the one that the SEG refers to; originals
-    before derived and secondary images; axial before other planes; most slices; lowest series
-    number, then UID.
-
-    Raises:
-        ValueError: no series qualifies.
-    """
-    candidates = [s for s in found.ct if not _unfit(s)]
-    if not candidates:
-        raise ValueError(_nothing_fits(found))
-    candidates = [s for s in candidates if s.uid == wanted_uid] or candidates
-    chosen = min(candidates, key=lambda s: _rank(s, referred_uid))
-    return chosen, [
-        (s, _unfit(s) or _why_not(s, chosen, referred_uid)) for s in found.ct if s is not chosen
-    ]
-
-
-def _unfit(series: Series) -> str:
-    if "LOCALIZER" in series.image_type:
-        return "a localizer"
-    if len(series.slices) < MIN_SLICES:
-        reason = f"at least {MIN_SLICES} slices are needed"
-        return f"{reason} ({series.refused[0]})" if series.refused else reason
-    return ""
-
-
-def _rank(series: Series, referred_uid: str) -> tuple:
-    return (
-        series.uid != referred_uid,
-        not series.is_original,
-        not series.is_axial,
-        -len(series.slices),
-        series.number,
-        series.uid,
-    )
-
-
-def _why_not(series: Series, chosen: Series, referred_uid: str) -> str:
-    if chosen.uid == referred_uid != series.uid:
-        return "the segmentation refers to another series"
-    if not series.is_original and chosen.is_original:
-        return "derived"
-    if not series.is_axial and chosen.is_axial:
-        return "not axial"
-    if len(series.slices) < len(chosen.slices):
-        return f"fewer slices than series {chosen.number}"
-    return f"as good as series {chosen.number}, which comes first"
-
-
-def _nothing_fits(found: Found) -> str:
-    if found.ct:
-        return "; ".join(f"{series}: {_unfit(series)}" for series in found.ct[:3])
-    if found.left_out:
-        name, reason = found.left_out[0]
-        more = len(found.left_out) - 1
-        return f"no CT image here ({name}: {reason}{f'; {more} more files' if more else ''})"
-    return "no DICOM file here"

@@ -14,13 +14,14 @@ from orientation import ORDERS, oriented
 from pydicom.uid import MPEG2MPML, JPEGLSLossless, RLELossless
 from scipy.ndimage import map_coordinates
 
+from multipass.choice import choose
 from multipass.ct import read_ct
 from multipass.phantom import make_subject
 from multipass.phantom.reference import write_segmentation
 from multipass.phantom.writer import write_ct, write_subject
 from multipass.prepare import prepare_patient
 from multipass.segmentation import read_reference
-from multipass.series import choose, find
+from multipass.series import find
 from multipass.structures import PELVIS
 from multipass.volume import Grid, Volume, resample_oblique, upright
 
@@ -424,7 +425,7 @@ def test_zoo_transfer_syntaxes_decode_alike(tmp_path):
 
 def find_one(tmp_path: Path, path: Path) -> np.ndarray:
     """HU of one file, read as the product reads slices."""
-    from multipass.ct import hounsfield_frames
+    from multipass.hounsfield import hounsfield_frames
 
     folder = tmp_path / path.name
     folder.mkdir()

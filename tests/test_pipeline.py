@@ -11,10 +11,11 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
+from multipass.choice import choose
 from multipass.ct import read_ct
 from multipass.metrics import METRICS
 from multipass.patients import read_dataset
-from multipass.series import choose, find
+from multipass.series import find
 from multipass.volume import from_sitk, upright
 
 ROOT = Path(__file__).resolve().parent.parent

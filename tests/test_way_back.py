@@ -14,11 +14,12 @@ import pytest
 from orientation import ORDERS, oriented
 
 from multipass import passes
+from multipass.choice import choose
 from multipass.ct import read_ct
 from multipass.maps import PassResult, native_labels
 from multipass.phantom import make_subject
 from multipass.phantom.writer import ACQUIRED, flipped, write_ct
-from multipass.series import choose, find
+from multipass.series import find
 from multipass.volume import Grid, Volume, resample, resample_oblique, upright
 from multipass.windows import window_over
 

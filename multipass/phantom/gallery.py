@@ -16,10 +16,11 @@ import numpy as np
 import tyro
 from matplotlib.axes import Axes
 
+from multipass.choice import choose
 from multipass.ct import read_ct
 from multipass.patients import replacing
 from multipass.segmentation import read_reference
-from multipass.series import choose, find
+from multipass.series import find
 from multipass.structures import PELVIS
 from multipass.volume import upright
 

@@ -22,6 +22,9 @@ FRACTURES = {
     "sacral ala": 0.04,
 }  # fmt: skip
 MOST_SLICES = 260
+# Degrees. DICOM's axes turn with a patient who is announced as lying on the side; farther than this
+# left and right would change places, which processing refuses.
+ON_THE_SIDE = (40.0, 75.0)
 
 
 def vary(recipe: Recipe, size: str | None = None) -> Recipe:
@@ -62,7 +65,8 @@ def _bones(rng: np.random.Generator) -> dict:
 
 def _body(rng: np.random.Generator) -> dict:
     fat_mm = float(np.clip(rng.gamma(2.2, 11), 1.5, 85))
-    roll = rng.uniform(60, 110) * rng.choice([-1, 1]) if rng.random() < 0.04 else rng.normal(0, 5)
+    roll = rng.uniform(*ON_THE_SIDE) * rng.choice([-1, 1])
+    roll = roll if rng.random() < 0.04 else rng.normal(0, 5)
     girth = rng.normal(1.03, 0.07, 2) + 0.003 * (fat_mm - 20)
     return {
         "fat_mm": fat_mm, "roll_deg": float(roll),

@@ -24,7 +24,7 @@ FRACTURES = {
 MOST_SLICES = 260
 # Degrees. DICOM's axes turn with a patient who is announced as lying on the side; farther than this
 # left and right would change places, which processing refuses.
-ON_THE_SIDE = (40.0, 75.0)
+ON_THE_SIDE = (30.0, 60.0)
 
 
 def vary(recipe: Recipe, size: str | None = None) -> Recipe:

@@ -14,7 +14,12 @@ import pytest
 from pydicom.uid import CTImageStorage
 
 from multipass.phantom import Subject, draw_recipe, make_subject, write_subject
+from multipass.phantom.canvas import Canvas
 from multipass.phantom.cohort import Options, write_cohort
+from multipass.phantom.lattice import Block
+from multipass.phantom.pathology import add_lesions
+from multipass.phantom.pose import Pose
+from multipass.phantom.shapes import FAR_MM
 from multipass.phantom.writer import flipped
 from multipass.structures import PELVIS
 from multipass.volume import Volume, upright
@@ -193,3 +198,30 @@ def test_bad_options_get_one_sentence(tmp_path):
     assert len(result.stderr.strip().splitlines()) == 1 and "--output" in result.stderr
     with pytest.raises(ValueError, match="matrix"):
         list(write_cohort(Options(output=tmp_path / "x", matrix=8)))
+
+
+def test_any_height_can_be_scanned():
+    """Up to below the lowest ribs there are none to paint."""
+    for top_mm in (185.0, 195.0, 205.0):
+        subject = make_subject(0, 0, matrix=32, size="small", top_mm=top_mm, scale=1.0)
+        assert subject.label.any()
+
+
+def test_fat_ends_with_the_body_and_not_with_a_bones_box():
+    """Far from a bone its distance is a lower bound, which must not pull the outline outwards."""
+    canvas = Canvas(Pose(draw_recipe(0, 0, 32, "small")))
+    before = canvas.outline.copy()
+    start, shape = canvas.block.start, canvas.block.array.shape
+    far = Block(start, np.full(shape, FAR_MM, np.float32), canvas.block.step_mm)
+    canvas.cover([far], 5.0)
+    np.testing.assert_array_equal(canvas.outline, before)
+
+
+def test_lesions_start_within_the_bone():
+    points = np.indices((30, 30, 30)) - 15.0
+    bone = Block(np.zeros(3, int), np.sqrt((points**2).sum(0)) - 12, 2.0)
+    core = np.full(bone.array.shape, 200.0, np.float32)
+    add_lesions(core, bone, 8, np.random.default_rng(3))
+    changed = core != 200
+    assert changed.any() and core.min() >= -20 and core.max() <= 1300
+    assert bone.array[changed].max() < 7  # the largest radius, in lattice steps

@@ -14,6 +14,7 @@ from scipy.spatial import cKDTree
 from multipass.phantom import make_subject
 from multipass.phantom.atlas import TEST_PELVES, load_atlas
 from multipass.phantom.femurs import TEST_FEMURS
+from multipass.phantom.implants import plates
 from multipass.phantom.individual import draw_individual
 from multipass.phantom.pose import Pose
 from multipass.phantom.recipe import draw_recipe
@@ -109,6 +110,18 @@ def test_labels_have_the_volume_of_the_surfaces(folder):
         expected_ml = abs(enclosed_mm3(placed, shape.faces)) / 1000
         found_ml = np.count_nonzero(subject.label == value) * subject.volume.grid.voxel_ml
         assert found_ml == pytest.approx(expected_ml, rel=0.06)
+
+
+def test_plates_lie_on_the_bone(made):
+    atlas = load_atlas(made, "train")
+    vertices = atlas.pelves[0][atlas.ranges["left_hip"]]
+    bone = Surface(vertices, atlas.faces["left_hip"])
+    for seed in range(3):
+        for piece in plates(bone, 1, np.random.default_rng(seed)):
+            low, high = piece.box
+            points = np.random.default_rng(0).uniform(low, high, (20000, 3)).astype(np.float32)
+            metal = points[piece.shape(points) < 0]
+            assert len(metal) and bone(metal).max() < 8  # mm off the surface, at its sharpest bend
 
 
 def intact_patient(atlas) -> int:

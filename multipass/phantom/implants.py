@@ -94,7 +94,10 @@ def plates(bone: Surface, side: int, rng: np.random.Generator) -> list[Metal]:
                 beside = place + 1.5 * normal + offset * np.cross(normal, heading)
                 row.append(np.append(beside, 1.8))
             if hole % 2:
-                tip = place - rng.uniform(12, 40) * normal
+                tip = (
+                    place
+                    - min(rng.uniform(12, 40), _thickness_mm(bone, place, normal) + 2) * normal
+                )
                 parts.append(tube([(*(place + 3 * normal), 2.0), (*tip, 1.8)]))
             at = int(tree.query(place + HOLE_MM * heading)[1])
         parts.append(sheet(rows))
@@ -105,6 +108,13 @@ def plates(bone: Surface, side: int, rng: np.random.Generator) -> list[Metal]:
         shape = partial(_any_of, parts=parts)
         pieces.append(Metal(f"plate {number} {side}", "pelvis", side, shape, (low, high)))
     return pieces
+
+
+def _thickness_mm(bone: Surface, place: np.ndarray, normal: np.ndarray) -> float:
+    """How far a screw goes into a bone before it comes out of it."""
+    depths = np.arange(3.0, 41.0, 2.0)
+    outside = bone(place - depths[:, None] * normal) > 0
+    return float(depths[outside.argmax()]) if outside.any() else float(depths[-1])
 
 
 def prosthesis(points: np.ndarray) -> np.ndarray:

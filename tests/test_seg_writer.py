@@ -12,11 +12,12 @@ import pytest
 from enhanced import write_enhanced
 from orientation import ORDERS, oriented
 
+from multipass.choice import choose
 from multipass.ct import read_ct
 from multipass.phantom import make_subject
 from multipass.phantom.writer import write_ct
 from multipass.seg_writer import check_seg, write_seg
-from multipass.series import choose, find
+from multipass.series import find
 from multipass.structures import PELVIS
 from multipass.volume import from_upright, upright_grid
 

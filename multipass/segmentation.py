@@ -266,8 +266,10 @@ def _share_overlaps(segments: list[Segment], grid: Grid) -> tuple[list[Segment],
 
 
 def _check_sides(segments: list[Segment], grid: Grid) -> None:
-    """LPS x grows to the patient's left, so left structures lie at larger x than right ones, and
-    the table's midline structure (the sacrum) between them.
+    """LPS x grows to the patient's left, so left structures lie at larger x than right ones.
+
+    The table's midline structure, the sacrum, is asked only where one side is all there is: it lies
+    behind the others, and beside them in a patient who lies on the side.
 
     Raises:
         ValueError: they do not.
@@ -280,17 +282,11 @@ def _check_sides(segments: list[Segment], grid: Grid) -> None:
             index = float(weights @ np.arange(len(weights)) / weights.sum()) + segment.start[0]
             x = grid.origin_mm[0] + index * grid.spacing_mm[0]
             centres[segment.structure.side].append((x, segment.structure.name))
-    for left_x, left_name in centres["left"]:
-        for right_x, right_name in centres["right"] + centres[""]:
+    left, right, middle = centres["left"], centres["right"], centres[""]
+    for left_x, left_name in left or middle:
+        for right_x, right_name in right or (middle if left else []):
             if left_x < right_x:
                 raise ValueError(
                     f"{left_name} lies {right_x - left_x:.0f} mm to the patient's right of the "
                     f"{right_name}: left and right are swapped"
-                )
-    for right_x, right_name in centres["right"]:
-        for middle_x, middle_name in centres[""]:
-            if right_x > middle_x:
-                raise ValueError(
-                    f"{right_name} lies to the patient's left of the {middle_name}: left and right "
-                    "are swapped"
                 )

@@ -340,6 +340,22 @@ def test_swapped_sides_are_refused(tmp_path, subject):
     assert "swapped" in refusal(tmp_path / "P")
 
 
+@pytest.mark.parametrize("sides", [(0, 0, 1, 3, 0, 0), (0, 2, 0, 3, 0, 0)])
+def test_one_side_alone_is_judged_by_the_sacrum(tmp_path, subject, sides):
+    write_subject(tmp_path / "P", replace(subject, label=np.array(sides, np.uint8)[subject.label]))
+    assert "swapped" in refusal(tmp_path / "P")
+
+
+def test_on_the_side_the_sacrum_may_lie_beside_both_hip_bones(tmp_path):
+    on_the_side = make_subject(
+        3, 0, matrix=64, size="small", implant="", padding=None, roll_deg=70.0, centre_mm=(0.0, 0.0)
+    )
+    x = [np.argwhere(on_the_side.label == k)[:, 0].mean() for k in (1, 2, 3)]
+    assert x[1] < x[0] < x[2] or x[2] < x[1] < x[0]
+    write_subject(tmp_path / "P", on_the_side)
+    assert prepare_patient(tmp_path / "P", tmp_path)
+
+
 def test_other_series_in_the_folder_are_left_out_with_reasons(patient, subject):
     first = by_position(patient)[0]
     localizer = pydicom.dcmread(first)

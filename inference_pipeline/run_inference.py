@@ -64,8 +64,8 @@ class Options:
     """Where each case gets its folder; made if it is missing."""
     model: Path = MODEL
     """A checkpoint of training.py."""
-    passes: int = 2
-    """How often the network looks; each pass refines the one before."""
+    passes: int | None = None
+    """How often the network looks; as often as in its training by default."""
     format: tuple[Literal["nifti", "seg"], ...] = ("nifti", "seg")
     """mask.nii.gz, and seg.dcm for DICOM input."""
     probabilities: bool = False
@@ -85,7 +85,7 @@ class Options:
 
 
 def main(options: Options) -> int:
-    if options.passes < 1:
+    if options.passes is not None and options.passes < 1:
         raise ValueError(f"--passes {options.passes}: at least one pass is needed")
     model = load_model(options.model)
     print(introduction(options.model, model))
@@ -249,7 +249,7 @@ def identity_of(case: Case, model: checkpoint.Model, options: Options) -> dict[s
         "input_sha256": output.sha256_of(case.files),
         "reference_sha256": output.sha256_of(references) if references else None,
         "model_sha256": model.sha256,
-        "passes": options.passes,
+        "passes": options.passes or model.passes,
         "tta": options.tta,
         "format": list(options.format),
         "probabilities": options.probabilities,

@@ -105,7 +105,10 @@ def read_reference(
         image.grid.affine, grid.affine, atol=SAME_PLACE_MM
     ):
         raise ValueError(f"{case.reference_path.name} does not lie on the scan's grid")
-    labels = image.array.astype(np.uint8)
+    with np.errstate(invalid="ignore"):
+        labels = image.array.astype(np.uint8)
+    if not np.array_equal(labels, image.array):
+        raise ValueError(f"{case.reference_path.name}: labels must be whole numbers from 0 to 255")
     if axis_order(grid) is None:
         to = upright_grid(grid)
         nearest = sitk.Transform(), sitk.sitkNearestNeighbor

@@ -9,6 +9,7 @@ import math
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -162,6 +163,28 @@ def test_an_image_file_with_its_reference(script, tmp_path, suffix):
     report = json.loads((tmp_path / "out" / "scan" / "report.json").read_text())
     assert [row["status"] for row in report["structures"]] == ["complete"] * 5
     assert report["flags"] == []
+
+
+@pytest.mark.parametrize("wrong", [0.5, 257, -1])
+def test_a_reference_that_is_no_label_map_is_named_and_not_used(script, tmp_path, capsys, wrong):
+    volume, label = oracle.scene(oracle.scene_grid())
+    label = label.astype(np.float32 if wrong == 0.5 else np.int16)
+    label[0, 0, 0] = wrong
+    write_image(tmp_path / "in" / "scan.nrrd", volume)
+    write_image(tmp_path / "in" / "scan_seg.nii.gz", Volume(label, volume.grid))
+    assert run(script, tmp_path) == 1
+    assert "scan_seg.nii.gz: labels must be whole numbers" in capsys.readouterr().err
+    rows = list(csv.DictReader((tmp_path / "out" / "summary.csv").open()))
+    assert len(rows) == 5 and not any(row.get("dice") for row in rows)
+
+
+def test_as_many_passes_as_in_training(script, tmp_path, monkeypatch):
+    volume, _ = oracle.scene(oracle.scene_grid())
+    write_image(tmp_path / "in" / "scan.nrrd", volume)
+    monkeypatch.setattr(script, "load_model", lambda path: replace(oracle.model(), passes=3))
+    assert run(script, tmp_path) == 0
+    report = json.loads((tmp_path / "out" / "scan" / "report.json").read_text())
+    assert {row["pass"] for row in report["scores"]} == {3}
 
 
 def test_a_bad_case_does_not_stop_the_others(script, tmp_path, capsys):

@@ -51,7 +51,7 @@ from multipass.cohort import Cohort
 from multipass.intensity import ContextOdds
 from multipass.loss import EMPTY_VOXELS, soft_loss
 from multipass.maps import between
-from multipass.network import MultiPassUNet
+from multipass.network import MultiPassUNet, Network
 from multipass.passes import blank, precision
 from multipass.patients import replacing
 from multipass.trainer import State, cosine
@@ -64,12 +64,16 @@ _dice_loss = DiceLoss(include_background=False, soft_label=True, reduction="none
 class Residual(MultiPassUNet):
     """Adds to the logits of the pass before; a blank context adds the same to all classes."""
 
+    look = Network.look
+
     def forward(self, image: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         return super().forward(image, context) + context.clamp(min=LEAST_PROBABILITY).log()
 
 
 class OneHot(MultiPassUNet):
     """Sees the likeliest class of the pass before."""
+
+    look = Network.look
 
     def forward(self, image: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         hard = F.one_hot(context.argmax(1), self.classes).movedim(-1, 1).to(context)

@@ -18,7 +18,7 @@ import SimpleITK as sitk
 
 from multipass import ct, hounsfield, patients, series, windows
 from multipass.cases import Case
-from multipass.maps import PassResult, least
+from multipass.maps import ClassMaps, PassResult, least
 from multipass.volume import (
     AIR_HU,
     Grid,
@@ -188,23 +188,30 @@ def _images_of(result: PassResult) -> dict[int, list[sitk.Image]]:
     count = len(result.probabilities[0])
     looked = list(zip(result.windows, result.probabilities, strict=True))
     return {
-        c: [_padded_image(p[c] * _ramp(len(looked), p.shape[3]), window) for window, p in looked]
+        c: [_image(maps, c, window, _ramp(len(looked), window.size[2])) for window, maps in looked]
         for c in range(count)
-        if c == 0 or any(p[c].max() >= least(count) for _, p in looked)
+        if c == 0 or any(m.inside(c)[1].max(initial=0) >= least(count) for _, m in looked)
     }
 
 
-def _ramp(windows: int, depth: int) -> np.ndarray | float:
+def _ramp(windows: int, depth: int) -> np.ndarray:
     if windows == 1:
-        return 1.0
+        return np.ones(depth, np.float32)
     steps = np.arange(depth) + 0.5
     return np.minimum(steps, depth - steps).astype(np.float32)
 
 
-def _padded_image(probabilities: np.ndarray, window: Grid) -> sitk.Image:
-    """One class with a voxel repeated all around: interpolation then reaches the edges."""
-    padded = np.pad(probabilities.astype(np.float32), 1, mode="edge")
-    return to_sitk(Volume(padded, window.cropped((-1, -1, -1), ints3(np.add(window.size, 2)))))
+def _image(maps: ClassMaps, c: int, window: Grid, ramp: np.ndarray) -> sitk.Image:
+    """A class's box and a voxel around it, those at the window's edges repeated once more, so that
+    interpolation reaches the edges."""
+    around = tuple(
+        slice(max(s.start - 1, 0), min(s.stop + 1, n))
+        for s, n in zip(maps.inside(c)[0], window.size, strict=True)
+    )
+    part = maps[c][around].astype(np.float32) * ramp[around[2]]
+    padded = np.pad(part, 1, mode="edge")
+    start = ints3([s.start - 1 for s in around])
+    return to_sitk(Volume(padded, window.cropped(start, ints3(padded.shape))))
 
 
 def _on_grid(image: sitk.Image, grid: Grid) -> np.ndarray:

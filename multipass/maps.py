@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 
+from multipass.labelmaps import Box, box_of
 from multipass.volume import Grid
 
+# A class's map is kept in the box where it exceeds this: a tenth of what would be the likeliest
+# among 100 classes.
+LEAST_KEPT = 1e-3
 LEAST_WEIGHT = 1e-3  # of a window at its own edge, where another one overlaps it
 SLAB_SLICES = 8  # of the scan at a time: 8 x 512 x 512 x 4 bytes = 8 MiB a class
 FLOAT16_ROUNDING = 2e-3
+
+
+class ClassMaps(Sequence[np.ndarray]):
+    """The classes' probabilities in one window, background first: each an (X, Y, Z) array when it
+    is asked for, but kept only in the box where it exceeds `LEAST_KEPT`, and 0 elsewhere. So memory
+    follows the space that structures take up, not their number.
+
+    Args:
+        maps: (X, Y, Z) of each class in turn, of one shape and type.
+    """
+
+    def __init__(self, maps: Iterable[np.ndarray]) -> None:
+        self._boxes: list[Box] = []
+        self._kept: list[np.ndarray] = []
+        for one in maps:
+            self.size, self.dtype = one.shape, one.dtype
+            box = box_of(one > LEAST_KEPT) or (slice(0, 0),) * 3
+            self._boxes.append(box)
+            self._kept.append(one[box].copy())
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, c):
+        whole = np.zeros(self.size, self.dtype)
+        whole[self._boxes[c]] = self._kept[c]
+        return whole
+
+    def inside(self, c: int) -> tuple[Box, np.ndarray]:
+        """The box of a class, and its map within."""
+        return self._boxes[c], self._kept[c]
 
 
 @dataclass(frozen=True)
@@ -21,13 +56,13 @@ class PassResult:
 
     Attributes:
         windows: where it looked; several that overlap in z where the scan is tall.
-        probabilities: for each window (1 + K, 128, 128, 72) float16, 2.4 MB a class, whose steps
-            of at most 0.0005 move a surface by a micrometre or two.
+        probabilities: for each window of 1 + K classes in float16, whose steps of at most 0.0005
+            move a surface by a micrometre or two.
         flags: sentences for people.
     """
 
     windows: list[Grid]
-    probabilities: list[np.ndarray]
+    probabilities: list[ClassMaps]
     flags: list[str]
 
 
@@ -108,8 +143,8 @@ def native_labels(result: PassResult, grid: Grid) -> np.ndarray:
     """
     nx, ny, nz = grid.size
     x, y, zs = shared_rows(result.windows, grid.box_mm(), grid.size)
-    maps = [torch.as_tensor(p) for p in result.probabilities]
-    peaks = [p.flatten(1, 2).amax(1) for p in maps]
+    maps = result.probabilities
+    peaks = [torch.stack([_peaks(of_window, c) for c in range(len(maps[0]))]) for of_window in maps]
     labels = np.zeros((nz, ny, nx), np.uint8)
     for start in range(0, nz, SLAB_SLICES):
         part = slice(start, min(start + SLAB_SLICES, nz))
@@ -119,6 +154,15 @@ def native_labels(result: PassResult, grid: Grid) -> np.ndarray:
     return labels.transpose(2, 1, 0)
 
 
+def _peaks(maps: ClassMaps, c: int) -> torch.Tensor:
+    """The largest value of a class in each of its window's slices (Z,)."""
+    box, kept = maps.inside(c)
+    peaks = torch.zeros(maps.size[2])
+    if kept.size:
+        peaks[box[2]] = torch.as_tensor(kept.max((0, 1))).float()
+    return peaks
+
+
 def least(classes: int) -> float:
     """What the likeliest of so many classes has at least, in float16; interpolation exceeds none of
     its corners, so that a class below it everywhere is the likeliest nowhere."""
@@ -126,13 +170,13 @@ def least(classes: int) -> float:
 
 
 def _slab(
-    maps: Sequence[torch.Tensor], peaks: Sequence[torch.Tensor], zs: Sequence[torch.Tensor]
+    maps: Sequence[ClassMaps], peaks: Sequence[torch.Tensor], zs: Sequence[torch.Tensor]
 ) -> tuple[list[int], torch.Tensor]:
     """The classes that may be the likeliest in some of the scan's slices, background first, and
     their maps (classes, Z, Y, X) on the window's columns, interpolated to these slices.
 
     Args:
-        maps, peaks, zs: for each window (C, X, Y, Z), its largest value in each slice (C, Z), and
+        maps, peaks, zs: for each window its maps, their largest values in each slice (C, Z), and
             the rows from its slices to the scan's.
     """
     seen = []
@@ -140,13 +184,27 @@ def _slab(
         used = z.any(0).nonzero().flatten()
         if len(used):
             span = slice(int(used[0]), int(used[-1]) + 1)
-            seen.append((of_window[..., span], peak[:, span].amax(1), z[:, span].T))
+            seen.append((of_window, span, peak[:, span].amax(1), z[:, span].T))
     if not seen:
         return [], torch.zeros(())
-    highest = torch.stack([peak for _, peak, _ in seen]).amax(0)
+    highest = torch.stack([peak for _, _, peak, _ in seen]).amax(0)
     classes = [0, *(c for c in range(1, len(highest)) if highest[c] >= least(len(highest)))]
-    slab = [torch.stack([part[c].float() @ z for part, _, z in seen]).sum(0) for c in classes]
+    slab = [
+        torch.stack([_slices(part, c, span) @ z for part, span, _, z in seen]).sum(0)
+        for c in classes
+    ]
     return classes, torch.stack(slab).permute(0, 3, 2, 1).contiguous()
+
+
+def _slices(maps: ClassMaps, c: int, span: slice) -> torch.Tensor:
+    """Some slices of a class, (X, Y, span) float32."""
+    (in_x, in_y, in_z), kept = maps.inside(c)
+    part = torch.zeros(*maps.size[:2], span.stop - span.start)
+    low, high = max(in_z.start, span.start), min(in_z.stop, span.stop)
+    if low < high:
+        shown = kept[:, :, low - in_z.start : high - in_z.start]
+        part[in_x, in_y, low - span.start : high - span.start] = torch.as_tensor(shown).float()
+    return part
 
 
 def _likeliest(
@@ -199,10 +257,16 @@ def _area(possible: torch.Tensor, x: torch.Tensor, y: torch.Tensor) -> tuple | N
     return tuple(spans)
 
 
-def likeliest(probabilities: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def likeliest(maps: ClassMaps) -> tuple[np.ndarray, np.ndarray]:
     """The likeliest class of each of a window's voxels, uint8, and its probability, float32."""
-    best, winner = torch.as_tensor(probabilities).max(0)
-    return winner.to(torch.uint8).numpy(), best.float().numpy()
+    best = torch.as_tensor(maps[0]).float()
+    winner = torch.zeros(best.shape, dtype=torch.uint8)
+    for c in range(1, len(maps)):
+        box, kept = maps.inside(c)
+        probability = torch.as_tensor(kept).float()
+        winner[box].masked_fill_(probability > best[box], c)
+        best[box] = torch.maximum(best[box], probability)
+    return winner.numpy(), best.numpy()
 
 
 def confidence(result: PassResult) -> list[float]:

@@ -9,31 +9,28 @@ from typing import Any
 import torch
 
 from multipass.checkpoint import Model
+from multipass.network import Maps, Network
 from multipass.structures import Structure, mirror_partners
 
 
-class Mirrored(torch.nn.Module):
+class Mirrored(Network):
     """The mean of a network's probabilities on the scan and on its mirror image, left and right
-    structures swapped on the way there (in the context) and back.
+    structures swapped on the way there (in the context) and back."""
 
-    Attributes:
-        network: takes image (N, 1, X, Y, Z) and context (N, 1 + K, X, Y, Z), returns logits.
-    """
-
-    def __init__(self, network: torch.nn.Module, structures: Sequence[Structure]) -> None:
+    def __init__(self, network: Network, structures: Sequence[Structure]) -> None:
         super().__init__()
         self.network = network
         self.classes = 1 + len(structures)
         self.partners = [0, *(1 + partner for partner in mirror_partners(structures))]
 
-    def forward(self, image: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        straight = torch.softmax(self.network(image, context).float(), 1)
-        logits = self.network(image.flip(2), self._mirror(context))
-        mirrored = self._mirror(torch.softmax(logits.float(), 1))
-        return torch.log((straight + mirrored) / 2)
+    def look(self, image: torch.Tensor, context: Maps | None) -> Maps:
+        straight = self.network.look(image, context)
+        mirrored = self.network.look(image.flip(2), context and self._mirror(context))
+        back = self._mirror(mirrored)
+        return lambda c: (straight(c) + back(c)) / 2
 
-    def _mirror(self, maps: torch.Tensor) -> torch.Tensor:
-        return maps[:, self.partners].flip(2)
+    def _mirror(self, maps: Maps) -> Maps:
+        return lambda c: maps(self.partners[c]).flip(0)
 
 
 def with_mirroring(model: Model) -> Model:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from monai.networks.nets import DynUNet
 from monai.networks.utils import pixelshuffle, pixelunshuffle
 from torch import nn
@@ -14,9 +15,34 @@ STEM = 2  # the backbone works on 64x64x36: a window has more voxels than a bone
 BLOCK = STEM**3
 # 36 = 4 x 9: the third halving leaves z alone.
 STRIDES = (1, 2, 2, (2, 2, 1))
+AT_A_TIME = 8  # channels of a whole scan's window, of which there may be hundreds
+
+# The map (X, Y, Z) of a class, background 0.
+Maps = Callable[[int], torch.Tensor]
 
 
-class MultiPassUNet(nn.Module):
+class Network(nn.Module):
+    """What a pass runs: `forward` in training, `look` where the classes may be many."""
+
+    classes: int
+
+    def look(self, image: torch.Tensor, context: Maps | None) -> Maps:
+        """One pass over one window, its classes one at a time.
+
+        Args:
+            image: (1, 1, X, Y, Z) in [0, 1].
+            context: the probabilities of the pass before; None if there is none.
+
+        Returns:
+            float32 probabilities.
+        """
+        maps = image.new_zeros((1, self.classes, *image.shape[2:]))
+        if context is not None:
+            maps[0] = torch.stack([context(c) for c in range(self.classes)])
+        return torch.softmax(self(image, maps).float(), 1)[0].__getitem__
+
+
+class MultiPassUNet(Network):
     """Image and context of one window in, class logits of the same window out.
 
     Args:
@@ -55,6 +81,31 @@ class MultiPassUNet(nn.Module):
         """
         seen = pixelunshuffle(torch.cat([image.to(context.dtype), context], dim=1), 3, STEM)
         return pixelshuffle(self.backbone(seen), 3, STEM)
+
+    def look(self, image: torch.Tensor, context: Maps | None) -> Maps:
+        """As `forward`, but memory does not grow with the classes: the first convolution adds up
+        over its channels and the last one is taken channel by channel."""
+        block, levels = self.backbone.input_block, self.backbone.skip_layers
+        entered = torch.zeros((), device=image.device)
+        channels = 1 if context is None else 1 + self.classes
+        for start in range(0, channels, AT_A_TIME):
+            some = range(start, min(start + AT_A_TIME, channels))
+            seen = torch.stack([context(c - 1) if c and context else image[0, 0] for c in some])
+            weight = block.conv1.conv.weight[:, start * BLOCK : some.stop * BLOCK]
+            entered = entered + F.conv3d(pixelunshuffle(seen[None], 3, STEM), weight, padding=1)
+        inner = block.lrelu(block.norm2(block.conv2(block.lrelu(block.norm1(entered)))))
+        features = levels.upsample(levels.next_layer(inner), inner)
+        last = self.backbone.output_block.conv.conv
+
+        def logits(c: int) -> torch.Tensor:
+            rows = slice(c * BLOCK, (c + 1) * BLOCK)
+            found = F.conv3d(features, last.weight[rows], last.bias[rows])
+            return pixelshuffle(found, 3, STEM)[0, 0].float()
+
+        total = logits(0)
+        for c in range(1, self.classes):
+            total = torch.logaddexp(total, logits(c))
+        return lambda c: torch.exp(logits(c) - total)
 
 
 @torch.no_grad()

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from multipass.checkpoint import Model
-from multipass.maps import PassResult, apply_rows, between, shared_rows
-from multipass.network import MultiPassUNet
+from multipass.maps import ClassMaps, PassResult, apply_rows, between, shared_rows
+from multipass.network import Maps, MultiPassUNet
 from multipass.volume import Grid, Volume
 from multipass.windows import (
     body_box,
@@ -25,7 +25,6 @@ from multipass.windows import (
     window_over,
 )
 
-SOFTMAX_COLUMNS = 16  # of a window at a time
 NOT_FOUND = "no pelvis found: the closer look took the whole scan"
 
 Disturb = Callable[[torch.Tensor], torch.Tensor]
@@ -124,34 +123,27 @@ def look_through(
     found = []
     for window in windows:
         image = torch.as_tensor(window_image(volume, window, model.hu_range), device=device)
-        image = image[None, None].float().contiguous()
-        shape = 1, model.network.classes, *window.size
-        context = image.new_zeros(shape, dtype=computed_in(device))
-        if before is not None:
-            _fill_context(context, before, window)
+        context = None if before is None else context_of(before, window, device)
         with precision(device):
-            logits = model.network(image, context)
-        found.append(_probabilities(logits[0]))
+            probability = model.network.look(image[None, None].float().contiguous(), context)
+            maps = (probability(c).half().cpu().numpy() for c in range(model.network.classes))
+            found.append(ClassMaps(maps))
     return PassResult(windows, found, flags)
 
 
-def _fill_context(context: torch.Tensor, before: PassResult, window: Grid) -> None:
-    """Writes the pass before into the context (1, C, X, Y, Z), class by class."""
+def context_of(before: PassResult, window: Grid, device: torch.device) -> Maps:
+    """The pass before, resampled into a window, class by class; in float32, as in training."""
     x, y, zs = shared_rows(before.windows, window.box_mm(), window.size)
-    for c in range(context.shape[1]):
-        total = torch.zeros((), device=context.device)
-        for probabilities, z in zip(before.probabilities, zs, strict=True):
-            of_class = torch.as_tensor(probabilities[None, c : c + 1]).to(total)
-            total = total + apply_rows(of_class, [x[None], y[None], z[None]])
-        context[:, c : c + 1] = total
 
+    @torch.autocast(device.type, enabled=False)
+    def of_class(c: int) -> torch.Tensor:
+        total = torch.zeros((), device=device)
+        for maps, z in zip(before.probabilities, zs, strict=True):
+            one = torch.as_tensor(maps[c][None, None]).to(total)
+            total = total + apply_rows(one, [x[None], y[None], z[None]])
+        return total[0, 0]
 
-def _probabilities(logits: torch.Tensor) -> np.ndarray:
-    """Class probabilities (C, X, Y, Z) in float16; in parts, so that no other copy is as large."""
-    kept = torch.empty(logits.shape, dtype=torch.float16, device=logits.device)
-    for part, into in zip(*(t.split(SOFTMAX_COLUMNS, 1) for t in (logits, kept)), strict=True):
-        into.copy_(torch.softmax(part.float(), 0))
-    return kept.cpu().numpy()
+    return of_class
 
 
 def closer(first: PassResult, volume: Volume) -> tuple[list[Grid], list[str]]:

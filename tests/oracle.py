@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from multipass.checkpoint import Model
+from multipass.network import Network
 from multipass.structures import PELVIS
 from multipass.volume import Grid, Volume
 
@@ -21,7 +22,7 @@ SCENE = (
 )
 
 
-class Oracle(torch.nn.Module):
+class Oracle(Network):
     """Bone above half of the way from tissue to the brightest voxel nearby, which tells the class;
     left and right by the side of the window's middle."""
 

@@ -30,6 +30,19 @@ def test_default_network_has_five_and_a_half_million_weights():
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("classes", [3, 20])
+@pytest.mark.parametrize("with_context", [True, False])
+def test_class_by_class_as_at_once(classes, with_context):
+    network = small(classes)
+    image, context = inputs(classes)
+    context = torch.softmax(context * with_context, 1) * with_context
+    at_once = torch.softmax(network(image, context), 1)[0]
+    found = network.look(image, context[0].__getitem__ if with_context else None)
+    for c in range(classes):
+        torch.testing.assert_close(found(c), at_once[c], atol=1e-5, rtol=1e-4)
+
+
+@torch.no_grad()
 def test_transfer_to_the_same_structures_keeps_every_logit():
     trained, other = small(3), small(3, seed=1)
     transfer(other, trained, [0, 1, 2])

@@ -10,8 +10,17 @@ from balls import BODY, patient, view
 from scipy import ndimage
 
 from multipass.checkpoint import Model
-from multipass.maps import PassResult, apply_rows, between, confidence, native_labels, shared_rows
-from multipass.network import MultiPassUNet
+from multipass.maps import (
+    ClassMaps,
+    PassResult,
+    apply_rows,
+    between,
+    confidence,
+    likeliest,
+    native_labels,
+    shared_rows,
+)
+from multipass.network import MultiPassUNet, Network
 from multipass.passes import NOT_FOUND, View, run, segment
 from multipass.patients import window_of
 from multipass.structures import PELVIS
@@ -37,6 +46,8 @@ def one_hot(label: np.ndarray) -> np.ndarray:
 
 class Seer(MultiPassUNet):
     """Finds bone by its brightness, and remembers the contexts that it was given."""
+
+    look = Network.look
 
     def __init__(self, threshold: float = 0.35) -> None:
         super().__init__(classes=1 + len(PELVIS), filters=(8, 8, 8, 8))
@@ -92,7 +103,7 @@ def test_float16_keeps_the_labels():
     maps = np.concatenate([1 - soft.sum(0, keepdims=True), soft])
     grid = Grid((120, 100, 90), (2.5, 2.4, 3.3), (-150.0, -120.0, -150.0))
     kept, exact = (
-        native_labels(PassResult([window_of(one)], [m], []), grid)
+        native_labels(PassResult([window_of(one)], [ClassMaps(m)], []), grid)
         for m in (maps.astype(np.float16), maps)
     )
     for k in range(6):
@@ -105,6 +116,23 @@ def test_of_many_passes_only_the_first_and_the_last_two_keep_their_maps():
     results = segment(oracle.model(), volume, 5)
     assert [len(result.probabilities) for result in results] == [1, 0, 0, 1, 1]
     assert results[-1].probabilities[0].dtype == np.float16
+
+
+def test_class_maps_keep_what_exceeds_a_thousandth():
+    rng = np.random.default_rng(0)
+    whole = np.zeros((4, 12, 10, 8), np.float32)
+    whole[1, 2:5, 3:9, 1:2] = rng.uniform(0.01, 1, (3, 6, 1))
+    whole[2, 5:, :2, 4:] = rng.uniform(0.01, 0.9, (7, 2, 4))
+    whole[3, 0, 0, 0] = 5e-4
+    whole[0] = 1 - whole.sum(0)
+    maps = ClassMaps(whole)
+    for c in range(3):
+        np.testing.assert_array_equal(maps[c], whole[c])
+    assert not maps[3].any() and maps.inside(3)[1].size == 0
+    assert maps.inside(1)[1].shape == (3, 6, 1)
+    winner, best = likeliest(maps)
+    np.testing.assert_array_equal(winner, whole.argmax(0))
+    np.testing.assert_array_equal(best, whole.max(0))
 
 
 @pytest.mark.parametrize("height", [300, 1000])
@@ -126,7 +154,9 @@ def test_native_labels_equal_the_argmax_of_all_interpolated_probabilities(height
         for m, z in zip(maps, zs, strict=True)
     )
     expected = np.where(full.sum(0) > 0, full.argmax(0), 0)
-    assert (native_labels(PassResult(windows, maps, []), grid) == expected).mean() > 0.9999
+    assert (
+        native_labels(PassResult(windows, [ClassMaps(m) for m in maps], []), grid) == expected
+    ).mean() > 0.9999
 
 
 def test_weights_of_overlapping_windows_sum_to_one():
@@ -145,7 +175,7 @@ def test_labels_come_back_to_a_native_grid():
     reference = view(grid, np.random.default_rng(1), offset)["label"]
     soft = one["fractions"] / np.float32(255)
     probabilities = np.concatenate([1 - soft.sum(0, keepdims=True), soft])
-    found = native_labels(PassResult([window_of(one)], [probabilities], []), grid)
+    found = native_labels(PassResult([window_of(one)], [ClassMaps(probabilities)], []), grid)
     for k in range(1, 6):
         both = ((found == k) & (reference == k)).sum()
         assert 2 * both / ((found == k).sum() + (reference == k).sum()) > 0.98
@@ -159,7 +189,8 @@ def test_segment_looks_closer_in_the_second_pass():
     assert np.prod(pelvis[1] - pelvis[0]) < 0.6 * np.prod(scan[1] - scan[0])
     assert third.windows == second.windows
     assert not first.flags and not second.flags
-    assert first.probabilities[0].shape == (6, 128, 128, 72)
+    assert len(first.probabilities[0]) == 6
+    assert first.probabilities[0].size == (128, 128, 72)
     assert confidence(second)[0] > 0.95
     # The context of pass 2 is pass 1's bone, where pass 2 sees bone.
     bone = second.probabilities[0][1] > 0.5

@@ -16,7 +16,7 @@ from orientation import ORDERS, oriented
 from multipass import passes
 from multipass.choice import choose
 from multipass.ct import read_ct
-from multipass.maps import PassResult, native_labels
+from multipass.maps import ClassMaps, PassResult, native_labels
 from multipass.phantom import make_subject
 from multipass.phantom.writer import ACQUIRED, flipped, write_ct
 from multipass.series import find
@@ -49,7 +49,7 @@ def perfect(subject) -> PassResult:
     window = window_over(box + grid.origin_mm)
     bones = [resample(Volume(subject.label == k, grid), window) for k in range(1, 6)]
     maps = np.stack([1 - np.sum(bones, axis=0), *bones]).astype(np.float32)
-    return PassResult([window], [maps], [])
+    return PassResult([window], [ClassMaps(maps)], [])
 
 
 def mean_dice(one: np.ndarray, other: np.ndarray) -> float:

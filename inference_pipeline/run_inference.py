@@ -130,9 +130,8 @@ def load_model(path: Path) -> checkpoint.Model:
 def introduction(path: Path, model: checkpoint.Model) -> str:
     trained_on = model.info.get("trained_on") or {}
     if isinstance(trained_on, dict):
-        description = trained_on.get("description", "")
         count = trained_on.get("patients", "an unknown number of")
-        trained_on = f"{count} patients" + (f" ({description})" if description else "")
+        trained_on = f"{count} {trained_on.get('description') or 'patients'}"
     when = str(model.info.get("date") or "")[:10] or "on an unknown day"
     line = f"Network {path}, SHA-256 {model.sha256}, trained on {trained_on}, {when}."
     if OWN_MODEL.is_file() and checkpoint.file_sha256(OWN_MODEL) != model.sha256:

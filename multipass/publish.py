@@ -1,8 +1,10 @@
-"""Makes of a trained network the file that ships, and the checksum beside it.
+r"""Makes of a trained network the file that ships, and the checksum beside it.
 
-    python -m multipass.publish best_model.pth inference_pipeline/best_model.pth
+    python -m multipass.publish best_model.pth inference_pipeline/best_model.pth \
+        --description "synthetic scans"
 
-Weights are rounded to float16, which halves the file; convolutions round more than that anyway.
+Weights are rounded to float16, which halves the file; convolutions round more than that anyway. Of
+the patients, their number stays and the names go.
 """
 
 from __future__ import annotations
@@ -15,9 +17,14 @@ import tyro
 
 from multipass import checkpoint
 
+NAMES = ("training", "validation")  # in 'trained_on', lists of patients' ids
 
-def publish(source: Path, target: Path) -> str:
+
+def publish(source: Path, target: Path, description: str = "") -> str:
     """Writes `target` and `target`.sha256; returns the SHA-256.
+
+    Args:
+        description: what the patients are if not patients; run_inference.py prints it.
 
     Raises:
         ValueError: `source` is no checkpoint.
@@ -25,6 +32,9 @@ def publish(source: Path, target: Path) -> str:
     checkpoint.load(source)
     content = checkpoint.read(source)
     content.pop("training", None)
+    known = content.get("trained_on") or {}
+    content["trained_on"] = {k: v for k, v in known.items() if k not in NAMES}
+    content["trained_on"]["description"] = description
     rounded: dict[int, torch.Tensor] = {}  # a tensor that has two names stays one
     for name, weight in content["state_dict"].items():
         half = rounded.setdefault(weight.data_ptr(), weight.half())
@@ -36,8 +46,12 @@ def publish(source: Path, target: Path) -> str:
     return sha256
 
 
-def main(source: tyro.conf.Positional[Path], target: tyro.conf.Positional[Path]) -> None:
-    print(publish(source, target))
+def main(
+    source: tyro.conf.Positional[Path],
+    target: tyro.conf.Positional[Path],
+    description: str = "",
+) -> None:
+    print(publish(source, target, description))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from multipass.structures import PELVIS
 @pytest.fixture
 def model() -> checkpoint.Model:
     network = MultiPassUNet(1 + len(PELVIS), filters=(8, 8, 8, 8))
-    info = {"dice": 0.9, "trained_on": {"patients": 7}}
+    info = {"dice": 0.9, "trained_on": {"patients": 7, "training": ["Doe"]}}
     return checkpoint.Model(network, list(PELVIS), (-200.0, 1000.0), 2, "pelvis", info)
 
 
@@ -26,7 +26,7 @@ def test_written_and_read_back(model, tmp_path):
     back = checkpoint.load(path)
     assert back.structures == model.structures
     assert (back.hu_range, back.passes, back.window) == ((-200.0, 1000.0), 2, "pelvis")
-    assert back.info["dice"] == 0.9 and back.info["trained_on"] == {"patients": 7}
+    assert back.info["dice"] == 0.9 and back.info["trained_on"]["patients"] == 7
     assert back.info["versions"]["torch"].startswith("2")
     assert back.sha256 == checkpoint.file_sha256(path) and len(back.sha256) == 64
     for name, value in model.network.state_dict().items():
@@ -56,9 +56,10 @@ def test_a_checksum_beside_it_must_agree(model, tmp_path):
 def test_published_it_is_half_as_large_and_nearly_the_same(model, tmp_path):
     source, target = tmp_path / "best_model.pth", tmp_path / "shipped.pth"
     checkpoint.save(source, checkpoint.as_dict(model))
-    sha256 = publish(source, target)
+    sha256 = publish(source, target, "synthetic scans")
     back = checkpoint.load(target)
     assert back.sha256 == sha256 and back.structures == model.structures
+    assert back.info["trained_on"] == {"patients": 7, "description": "synthetic scans"}
     assert target.stat().st_size < 0.6 * source.stat().st_size
     for name, value in model.network.state_dict().items():
         found = back.network.state_dict()[name]

@@ -36,14 +36,14 @@ from multipass.processes import average_gradients, rank, start_processes, world_
 from multipass.runlog import RunLog, preview
 from multipass.structures import by_codes, read_rules
 from multipass.trainer import State, cosine, resume, start_from, validate
-from multipass.windows import HU_RANGE
+from multipass.windows import COARSE_GRID_SIZE, GRID_SIZE, HU_RANGE
 
 ROOT = Path(__file__).resolve().parent
 MAX_GRADIENT_NORM = 1.0
 # Must be the same in an interrupted run and its continuation.
 SETTINGS = (
     *("seed", "passes", "window", "folds", "fold", "batch_size", "steps_per_epoch"),
-    *("filters", "lr", "weight_decay", "schedule", "augmentation", "ema"),
+    *("filters", "lr", "weight_decay", "schedule", "coarse", "augmentation", "ema"),
 )
 
 
@@ -72,6 +72,9 @@ class Options:
     lr: float = 5e-3
     weight_decay: float = 1e-2
     schedule: Literal["cosine", "plateau"] = "cosine"
+    coarse: float = 0.5
+    """first part of the training, on windows of half the resolution, where steps take a fraction of
+    the time; validation is always at full resolution, so that its Dice jumps when that part ends"""
     augmentation: float = 1.0
     """strength; less of it fits sooner, which is what a run of minutes needs; 0: mirror alone"""
     ema: float = 0.999
@@ -181,8 +184,9 @@ def train_epoch(
 ) -> tuple[float, float]:
     """One epoch; returns its average loss and Dice."""
     losses, dices = [], []
+    size = COARSE_GRID_SIZE if progress(state, 0, options) < options.coarse else GRID_SIZE
     bar = tqdm(
-        batches.epoch(state.epoch), f"epoch {state.epoch + 1}", batches.steps,
+        batches.epoch(state.epoch, size), f"epoch {state.epoch + 1}", batches.steps,
         leave=False, unit="batch", disable=rank() > 0,
     )  # fmt: skip
     for step, batch in enumerate(bar):
@@ -293,8 +297,9 @@ def check(options: Options) -> None:
     for key in ("epochs", "batch_size", "passes"):
         if getattr(options, key) < 1:
             raise ValueError(f"--{key.replace('_', '-')} {getattr(options, key)}: at least 1.")
-    if not 0 <= options.augmentation <= 1:
-        raise ValueError(f"--augmentation {options.augmentation}: between 0 and 1.")
+    for key in ("augmentation", "coarse"):
+        if not 0 <= getattr(options, key) <= 1:
+            raise ValueError(f"--{key} {getattr(options, key)}: between 0 and 1.")
     if options.structures:
         read_rules(options.structures)
     if options.batch_size % world_size():

@@ -49,7 +49,7 @@ from multipass.batches import Batch, Batches
 from multipass.checkpoint import Model
 from multipass.cohort import Cohort
 from multipass.intensity import ContextOdds
-from multipass.loss import EMPTY_VOXELS, soft_loss
+from multipass.loss import EMPTY_PART, soft_loss
 from multipass.maps import between
 from multipass.network import MultiPassUNet, Network
 from multipass.passes import blank, precision
@@ -85,7 +85,7 @@ def one_minus_dice(logits: torch.Tensor, target: torch.Tensor, known: torch.Tens
     assert bool(known.all()), "these phantoms are annotated in full"
     logits = logits.float()
     lost = _dice_loss(torch.softmax(logits, 1), target).flatten(1)
-    counted = target[:, 1:].sum((2, 3, 4)) > EMPTY_VOXELS
+    counted = target[:, 1:].mean((2, 3, 4)) > EMPTY_PART
     return F.cross_entropy(logits, target) + (lost * counted).sum() / counted.sum().clamp(min=1)
 
 

@@ -168,12 +168,14 @@ def _spline_rows(at: np.ndarray, domain: np.ndarray) -> np.ndarray:
     return np.where(away < 1, near, np.maximum(2 - away, 0) ** 3 / 6)
 
 
-def _sampling_grid(place: Placement, box: np.ndarray, source: np.ndarray, device) -> torch.Tensor:
+def _sampling_grid(
+    place: Placement, box: np.ndarray, source: np.ndarray, sizes: tuple[int, ...], device
+) -> torch.Tensor:
     """(X, Y, Z, 3) where a window's voxels lie in a source box: -1 and 1 are its edges, z first."""
     control = (place.control_mm - source[0]) / (source[1] - source[0]) * 2 - 1
     grid = torch.as_tensor(control[..., ::-1].copy(), dtype=torch.float32, device=device)
     rows = []
-    for axis, size in enumerate(GRID_SIZE):
+    for axis, size in enumerate(sizes):
         steps = (np.arange(size) + 0.5) / size
         at = box[0, axis] + steps * (box[1, axis] - box[0, axis])
         weights = _spline_rows(at, place.domain[:, axis])
@@ -192,17 +194,19 @@ def _sample(source: torch.Tensor, grid: torch.Tensor, padding: str) -> torch.Ten
     return out.transpose(0, 1).flatten(1, 2)
 
 
-def look(sample: Sample, place: Placement, window: str) -> torch.Tensor:
-    """(1 + K, X, Y, Z) image and fractions of one window of the deformed patient.
+def look(
+    sample: Sample, place: Placement, window: str, size: tuple[int, ...] = GRID_SIZE
+) -> torch.Tensor:
+    """(1 + K, *size) image and fractions of one window of the deformed patient.
 
     The pelvis window reads the finer stored crop, and the scan window's grid where it looks
     beyond it. Beyond the scan there is air.
     """
     scan, crop = sample.scan, sample.crop
     if window == "scan":
-        grid = _sampling_grid(place, place.scan_box, sample.scan_box, scan.device)
+        grid = _sampling_grid(place, place.scan_box, sample.scan_box, size, scan.device)
         return _sample(scan, grid, "zeros")
-    grid = _sampling_grid(place, place.pelvis_box, sample.crop_box, crop.device)
+    grid = _sampling_grid(place, place.pelvis_box, sample.crop_box, size, crop.device)
     seen = _sample(crop, grid, "border")
     outside = (grid.abs() > 1).any(-1)
     if bool(outside.any()):

@@ -17,6 +17,7 @@ from multipass.loss import with_background
 from multipass.passes import View
 from multipass.processes import rank, world_size
 from multipass.structures import mirror_partners
+from multipass.windows import GRID_SIZE
 
 FEWEST_STEPS = 20  # an epoch of a small cohort, so that validation does not take most of the time
 
@@ -71,29 +72,29 @@ class Batches:
         self.intensity = RandIntensity(strength)
         self.context_odds = ContextOdds()
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """This process's part of each batch of an epoch."""
+    def epoch(self, epoch: int, size: tuple[int, ...] = GRID_SIZE) -> Iterator[Batch]:
+        """This process's part of each batch of an epoch, through windows of `size` voxels."""
         draws = self.steps * self.batch_size
         order: list[int] = []
         shuffle = random_state(self.seed, epoch)
         while len(order) < draws:
             order += shuffle.permutation(len(self.ids)).tolist()
-        made = (self._batch(epoch, order, step) for step in range(self.steps))
+        made = (self._batch(epoch, order, step, size) for step in range(self.steps))
         return ahead(made) if self.device.type == "cuda" else made
 
-    def _batch(self, epoch: int, order: Sequence[int], step: int) -> Batch:
+    def _batch(self, epoch: int, order: Sequence[int], step: int, size: tuple) -> Batch:
         share = self.batch_size // world_size()
         first = step * self.batch_size + rank() * share
         places = range(first, first + share)
-        return collate([self._draw(epoch, at, self.ids[order[at]]) for at in places])
+        return collate([self._draw(epoch, at, self.ids[order[at]], size) for at in places])
 
-    def _draw(self, epoch: int, at: int, patient_id: str) -> tuple:
+    def _draw(self, epoch: int, at: int, patient_id: str, size: tuple) -> tuple:
         state = random_state(self.seed, epoch, at + 1)
         sample = self.cohort.sample(patient_id, self.device)
         self.place.set_random_state(state=state)
         place = self.place(sample)
         boxes = [place.box(window) for window in self.windows]
-        seen = torch.stack([look(sample, place, window) for window in self.windows])
+        seen = torch.stack([look(sample, place, window, size) for window in self.windows])
         known = sample.known
         if place.mirrored:
             order = torch.tensor(self.partners, device=seen.device)

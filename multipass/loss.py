@@ -6,8 +6,8 @@ import torch
 import torch.nn.functional as F
 from monai.losses import DiceLoss
 
-# Less of a structure than this in a window, 1 or 2 % of a bone, has no Dice worth teaching.
-EMPTY_VOXELS = 200.0
+# A structure that fills less of a window than this, 1 or 2 % of a bone, has no Dice worth teaching.
+EMPTY_PART = 1.7e-4
 LEAST_DICE = 1e-3  # bounds the logarithm
 UNSEEN_LOGIT = -1e4  # finite, as -inf times a zero target is not a number
 
@@ -56,7 +56,7 @@ def soft_loss(logits: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -
         logits, target = _merge_unknown(logits, target, known)
     cross_entropy = F.cross_entropy(logits, target)
     dice_loss = _soft_dice(torch.softmax(logits, 1), target).flatten(1)
-    counted = known & (target[:, 1:].sum((2, 3, 4)) > EMPTY_VOXELS)
+    counted = known & (target[:, 1:].mean((2, 3, 4)) > EMPTY_PART)
     # Mean by sample, not over the batch: the split of a batch over processes changes nothing.
     dice_loss = -torch.log((1 - dice_loss).clamp(min=LEAST_DICE))
     by_sample = (dice_loss * counted).sum(1) / counted.sum(1).clamp(min=1)

@@ -14,6 +14,8 @@ from scipy import ndimage
 from multipass.volume import AIR_HU, Grid, Volume, floats3, resample
 
 GRID_SIZE = (128, 128, 72)
+# Half as fine, for the first part of a training; the network halves z three times, hence 40.
+COARSE_GRID_SIZE = (64, 64, 40)
 # Hounsfield units that become 0 and 1: fat to dense cortical bone.
 HU_RANGE = (-200.0, 1000.0)
 MAX_SCAN_WINDOW_MM = 600.0

@@ -15,7 +15,7 @@ from multipass.cohort import Cohort, Sample
 from multipass.intensity import ContextOdds, RandContext, RandIntensity
 from multipass.patients import write_patient
 from multipass.structures import PELVIS
-from multipass.windows import unguarded
+from multipass.windows import COARSE_GRID_SIZE, unguarded
 
 CPU = torch.device("cpu")
 STILL = Space(0, 0, 0, 0, 0, 0, 0, scan_scale=(1, 1), box_scale=(1, 1))
@@ -63,6 +63,18 @@ def test_both_windows_see_the_same_deformed_patient(sample, seed):
     np.testing.assert_allclose(pelvis, scan, rtol=0.03)
     box = place.pelvis_box
     assert (box >= place.scan_box[0]).all() and (box <= place.scan_box[1]).all()
+
+
+@pytest.mark.parametrize("window", ["scan", "pelvis"])
+def test_a_coarse_window_sees_the_same_in_the_same_box(sample, window):
+    place = placed(sample, Space(), 1)
+    fine = look(sample, place, window)
+    coarse = look(sample, place, window, COARSE_GRID_SIZE)
+    assert coarse.shape == (len(fine), *COARSE_GRID_SIZE)
+    box = place.box(window)
+    np.testing.assert_allclose(volumes_ml(coarse, box), volumes_ml(fine, box), rtol=0.03)
+    averaged = torch.nn.functional.interpolate(fine[None], COARSE_GRID_SIZE, mode="area")[0]
+    assert (coarse - averaged)[1:].abs().mean() < 0.1 * averaged[1:].mean()
 
 
 def test_what_lies_beyond_the_crop_comes_from_the_scan(sample):

@@ -26,6 +26,7 @@ from multipass.cohort import Cohort
 from multipass.loss import hard_dice, soft_loss, with_background
 from multipass.patients import read_patient, write_patient
 from multipass.structures import PELVIS
+from multipass.windows import COARSE_GRID_SIZE, GRID_SIZE
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["--filters", "4", "4", "8", "8", "--folds", "3", "--steps-per-epoch", "1", "--lr", "0.01"]
@@ -240,6 +241,24 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_weights(script, data,
     assert checkpoint.load(tmp_path / "best_model.pth").info["dice"] >= 0
 
 
+@pytest.mark.parametrize("schedule", ["cosine", "plateau"])
+def test_the_first_part_of_training_is_coarse(script, data, tmp_path, monkeypatch, schedule):
+    sizes = []
+    made = script.Batches.epoch
+
+    def epoch(self, number, size):
+        sizes.append(size)
+        return made(self, number, size)
+
+    monkeypatch.setattr(script.Batches, "epoch", epoch)
+    options = script.Options(
+        data=data, output=tmp_path, dicom=tmp_path, epochs=4, steps_per_epoch=1, coarse=0.5,
+        filters=(4, 4, 4, 4), folds=3, schedule=schedule,
+    )  # fmt: skip
+    script.main(options)
+    assert sizes == [COARSE_GRID_SIZE] * 2 + [GRID_SIZE] * 2
+
+
 # ------------------------------------------------------------- cohort and losses
 
 
@@ -338,7 +357,7 @@ def test_loss_of_a_batch_is_the_mean_of_its_samples():
 
 
 def test_a_sliver_of_a_structure_is_left_to_the_cross_entropy():
-    target = torch.zeros(1, 2, 12, 12, 12)
+    target = torch.zeros(1, 2, 40, 40, 40)
     target[:, 0] = 1
     target[0, :, 0, 0, :5] = torch.tensor([0.0, 1.0])[:, None]
     known = torch.ones(1, 1, dtype=torch.bool)

@@ -15,7 +15,7 @@ from multipass.cohort import Cohort, Sample
 from multipass.intensity import ContextOdds, RandContext, RandIntensity
 from multipass.patients import write_patient
 from multipass.structures import PELVIS
-from multipass.windows import COARSE_GRID_SIZE, unguarded
+from multipass.windows import COARSE_GRID_SIZE, GRID_SIZE, unguarded
 
 CPU = torch.device("cpu")
 STILL = Space(0, 0, 0, 0, 0, 0, 0, scan_scale=(1, 1), box_scale=(1, 1))
@@ -90,7 +90,7 @@ def test_what_lies_beyond_the_crop_comes_from_the_scan(sample):
 def test_mirroring_swaps_left_and_right(cohort, sample):
     batches = Batches(cohort, cohort.ids, ("scan", "pelvis"), 1, 0, CPU)
     batches.place = RandPlacement(replace(STILL, mirror=1.0), mirror_allowed=True)
-    _, fractions, boxes, _, _ = batches._draw(0, 0, "Patient_01")
+    _, fractions, boxes, _, _ = batches._draw(0, 0, "Patient_01", GRID_SIZE)
     x = np.linspace(0, 1, 128)
     for window in (0, 1):
         means = [(f.sum((1, 2)).numpy() * x).sum() / f.sum().item() for f in fractions[window]]

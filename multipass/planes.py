@@ -101,11 +101,23 @@ def unit_rgb(colour: Sequence[int]) -> Rgb:
 def _outline(ax, inside: np.ndarray, size_mm: tuple[float, float], colour: Rgb, style: str) -> None:
     if not inside.any() or min(inside.shape) < 2:
         return
-    rows, columns = inside.shape
-    x = (np.arange(columns) + 0.5) * size_mm[0] / columns
-    y = (np.arange(rows) + 0.5) * size_mm[1] / rows
+    # Where it is and a pixel around: a contour keeps float64 copies of all that it looks at.
+    rows, columns = (_grown_span(inside.any(axis=1 - axis)) for axis in (0, 1))
+    x, y = (
+        (np.arange(size) + 0.5) * length / size
+        for size, length in zip(inside.shape[::-1], size_mm, strict=True)
+    )
     width = 1.1 if style == "solid" else 0.8
-    ax.contour(x, y, inside, levels=[0.5], colors=[colour], linewidths=width, linestyles=style)
+    ax.contour(
+        x[columns], y[rows], inside[rows, columns],
+        levels=[0.5], colors=[colour], linewidths=width, linestyles=style,
+    )  # fmt: skip
+
+
+def _grown_span(used: np.ndarray) -> slice:
+    """From the first to the last True, and one more on each side, within the array."""
+    at = np.flatnonzero(used)
+    return slice(max(0, int(at[0]) - 1), int(at[-1]) + 2)
 
 
 def _cut(

@@ -184,7 +184,7 @@ def train_epoch(
 ) -> tuple[float, float]:
     """One epoch; returns its average loss and Dice."""
     losses, dices = [], []
-    size = COARSE_GRID_SIZE if progress(state, 0, options) < options.coarse else GRID_SIZE
+    size = window_size(progress(state, 0, options), options)
     bar = tqdm(
         batches.epoch(state.epoch, size), f"epoch {state.epoch + 1}", batches.steps,
         leave=False, unit="batch", disable=rank() > 0,
@@ -232,6 +232,11 @@ def progress(state: State, part_of_epoch: float, options: Options) -> float:
     """The part of the training that is done, by epochs or by the clock, whichever is further."""
     by_clock = state.seconds / 60 / options.minutes if options.minutes else 0.0
     return max((state.epoch + part_of_epoch) / options.epochs, by_clock)
+
+
+def window_size(done: float, options: Options) -> tuple[int, int, int]:
+    """Voxels of the windows when this part of the training is done."""
+    return COARSE_GRID_SIZE if done < options.coarse else GRID_SIZE
 
 
 def out_of_time(state: State, options: Options) -> bool:

@@ -69,6 +69,16 @@ class Options:
     seed: int = 0
 
 
+@dataclass(frozen=True)
+class Given:
+    """What all sides train on."""
+
+    cohort: Cohort
+    ids: list[str]
+    options: Options
+    device: torch.device
+
+
 class Times:
     """Seconds by part of a step."""
 
@@ -90,26 +100,15 @@ class Times:
 class MultiPass:
     """A step of training.py: augmented windows, two passes, a loss on each."""
 
-    def __init__(
-        self,
-        cohort: Cohort,
-        ids: list[str],
-        options: Options,
-        device: torch.device,
-        size: tuple[int, ...] = GRID_SIZE,
-    ):
-        self.size = size
-        self.batches = Batches(cohort, ids, WINDOWS, 1, options.seed, device, steps=1)
-        network = MultiPassUNet(1 + len(cohort.structures)).to(device)
+    def __init__(self, given: Given, size: tuple[int, ...] = GRID_SIZE) -> None:
+        self.size, options, device = size, given.options, given.device
+        self.batches = Batches(given.cohort, given.ids, WINDOWS, 1, options.seed, device, steps=1)
+        network = MultiPassUNet(1 + len(given.cohort.structures)).to(device)
         self.state = State(network, options.lr, WEIGHT_DECAY, EMA, device)
         self.amp = precision(device)
 
     def batch(self, number: int) -> Batch:
         return next(self.batches.epoch(number, self.size))
-
-    def go_on(self, done: float) -> None:
-        """Coarse windows first, as training.py."""
-        self.size = COARSE_GRID_SIZE if done < COARSE else GRID_SIZE
 
     def learn(self, batch: Batch) -> None:
         passes = run(self.state.network, batch.views, 2, self.amp, batch.disturb)
@@ -128,17 +127,10 @@ class Plain:
         passes: 1, over the pelvis window, or 2, over both windows.
     """
 
-    def __init__(
-        self,
-        cohort: Cohort,
-        ids: list[str],
-        options: Options,
-        device: torch.device,
-        passes: int = 1,
-    ):
-        self.cohort, self.ids, self.seed, self.device = cohort, ids, options.seed, device
+    def __init__(self, given: Given, passes: int = 1) -> None:
+        self.given, options, device = given, given.options, given.device
         self.windows = WINDOWS[-passes:]
-        self.classes = 1 + len(cohort.structures)
+        self.classes = 1 + len(given.cohort.structures)
         network = DynUNet(
             spatial_dims=3,
             in_channels=1 if passes == 1 else 1 + self.classes,
@@ -165,18 +157,15 @@ class Plain:
         )  # fmt: skip
 
     def batch(self, number: int) -> Batch:
-        state = random_state(self.seed, number)
-        patient = self.ids[state.randint(len(self.ids))]
-        seen = as_it_is(self.cohort, patient, self.windows, self.device)
+        state, ids = random_state(self.given.options.seed, number), self.given.ids
+        patient = ids[state.randint(len(ids))]
+        seen = as_it_is(self.given.cohort, patient, self.windows, self.given.device)
         self.augment.set_random_state(state=state)
         out = [
             self.augment({"image": view.image[0], "label": target.argmax(1).float()})
             for view, target in zip(seen.views, seen.targets, strict=True)
         ]
         return Batch([o["image"][None] for o in out], [o["label"][None] for o in out], seen.known)
-
-    def go_on(self, done: float) -> None:
-        """The same from start to end."""
 
     def learn(self, batch: Batch) -> None:
         image = batch.views[0]
@@ -208,7 +197,8 @@ def train(side: MultiPass | Plain, options: Options, times: Times) -> None:
     start, number = time.monotonic(), 0
     while (done := (time.monotonic() - start) / 60 / options.minutes) < 1:
         side.state.lr = options.lr * cosine(done)
-        side.go_on(done)
+        if isinstance(side, MultiPass):
+            side.size = training.window_size(done, training.Options())
         step(side, number, times)
         number += 1
 
@@ -220,7 +210,7 @@ def measure(name: str, options: Options, threads: int) -> tuple[float, str]:
     cohort = Cohort(options.data)
     train_ids, val_ids = cohort.split(5, 0)
     torch.manual_seed(options.seed)
-    side, times = SIDES[name](cohort, train_ids, options, device), Times()
+    side, times = SIDES[name](Given(cohort, train_ids, options, device)), Times()
     if options.minutes:
         train(side, options, times)
     else:

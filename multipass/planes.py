@@ -102,7 +102,7 @@ def _outline(ax, inside: np.ndarray, size_mm: tuple[float, float], colour: Rgb, 
     if not inside.any() or min(inside.shape) < 2:
         return
     # Where it is and a pixel around: a contour keeps float64 copies of all that it looks at.
-    rows, columns = (_grown_span(inside.any(axis=1 - axis)) for axis in (0, 1))
+    rows, columns = (_grown_span(inside, axis) for axis in (0, 1))
     x, y = (
         (np.arange(size) + 0.5) * length / size
         for size, length in zip(inside.shape[::-1], size_mm, strict=True)
@@ -114,9 +114,9 @@ def _outline(ax, inside: np.ndarray, size_mm: tuple[float, float], colour: Rgb, 
     )  # fmt: skip
 
 
-def _grown_span(used: np.ndarray) -> slice:
-    """From the first to the last True, and one more on each side, within the array."""
-    at = np.flatnonzero(used)
+def _grown_span(inside: np.ndarray, axis: int) -> slice:
+    """The rows or columns that have any True, and one more on each side, within the array."""
+    at = np.flatnonzero(inside.any(axis=1 - axis))
     return slice(max(0, int(at[0]) - 1), int(at[-1]) + 2)
 
 

@@ -152,7 +152,8 @@ def main(options: Options) -> int:
             state.average.network, cohort, val_ids, options.windows, options.passes, amp
         )
         record(state, loss, dice, scores, cohort)
-        if options.schedule == "plateau":
+        # In the coarse part validation, on whole windows, stands still while the network learns.
+        if options.schedule == "plateau" and progress(state, 0, options) > options.coarse:
             state.plateau.step(state.history[-1]["dice"])
         if log:
             better = keep(state, cohort, options, origin)

@@ -20,6 +20,7 @@ import pytest
 import torch
 from balls import patient, write_cohort
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from multipass import checkpoint
 from multipass.cohort import Cohort
@@ -241,10 +242,13 @@ def test_a_loss_that_is_no_number_stops_and_keeps_the_last_weights(script, data,
     assert checkpoint.load(tmp_path / "best_model.pth").info["dice"] >= 0
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "plateau"])
-def test_the_first_part_of_training_is_coarse(script, data, tmp_path, monkeypatch, schedule):
-    sizes = []
+@pytest.mark.parametrize(("schedule", "judged"), [("cosine", 0), ("plateau", 2)])
+def test_the_first_part_of_training_is_coarse(
+    script, data, tmp_path, monkeypatch, schedule, judged
+):
+    sizes, scores = [], []
     made = script.Batches.epoch
+    monkeypatch.setattr(ReduceLROnPlateau, "step", lambda self, dice: scores.append(dice))
 
     def epoch(self, number, size):
         sizes.append(size)
@@ -257,6 +261,7 @@ def test_the_first_part_of_training_is_coarse(script, data, tmp_path, monkeypatc
     )  # fmt: skip
     script.main(options)
     assert sizes == [COARSE_GRID_SIZE] * 2 + [GRID_SIZE] * 2
+    assert len(scores) == judged
 
 
 # ------------------------------------------------------------- cohort and losses

@@ -14,9 +14,10 @@ given what the one before found. The loss is taken on every pass.
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ import tyro
 from tqdm import tqdm
 
 from multipass import checkpoint
-from multipass.batches import Batches, as_it_is
+from multipass.batches import Batch, Batches, as_it_is
 from multipass.cohort import Cohort
 from multipass.loss import hard_dice, soft_loss
 from multipass.native import final_scores
@@ -40,10 +41,11 @@ from multipass.windows import COARSE_GRID_SIZE, GRID_SIZE, HU_RANGE
 
 ROOT = Path(__file__).resolve().parent
 MAX_GRADIENT_NORM = 1.0
+COARSE = 0.5
 # Must be the same in an interrupted run and its continuation.
 SETTINGS = (
-    *("seed", "passes", "window", "folds", "fold", "batch_size", "steps_per_epoch"),
-    *("filters", "lr", "weight_decay", "schedule", "coarse", "augmentation", "ema"),
+    *("seed", "passes", "window", "folds", "fold", "batch_size", "epochs", "steps_per_epoch"),
+    *("minutes", "filters", "lr", "weight_decay", "schedule", "coarse", "augmentation", "ema"),
 )
 
 
@@ -67,14 +69,15 @@ class Options:
     minutes: float = 0.0
     """stop training after this time (scoring at the end comes on top); the cosine schedule follows
     the clock; 0: all epochs"""
-    batch_size: int = 1
-    """over all processes of torchrun"""
+    batch_size: int = 0
+    """over all processes of torchrun; 0: one each"""
     lr: float = 5e-3
     weight_decay: float = 1e-2
     schedule: Literal["cosine", "plateau"] = "cosine"
-    coarse: float = 0.5
+    coarse: float | None = None
     """first part of the training, on windows of half the resolution, where steps take a fraction of
-    the time; validation is always at full resolution, so that its Dice jumps when that part ends"""
+    the time; validation is always at full resolution, so that its Dice jumps when that part ends;
+    0.5 if not given, and 0 with --init"""
     augmentation: float = 1.0
     """strength; less of it fits sooner, which is what a run of minutes needs; 0: mirror alone"""
     ema: float = 0.999
@@ -92,7 +95,8 @@ class Options:
     resume: bool = False
     """go on from OUTPUT/last.pth if there is one"""
     init: Path | None = None
-    """checkpoint to start from; structures are matched by their codes"""
+    """checkpoint to start from; structures are matched by their codes. It stays the best model
+    until the training does better on the validation patients"""
     preview: bool = False
     """write OUTPUT/preview.png, a sheet of augmented samples, and stop"""
 
@@ -104,8 +108,8 @@ class Options:
 
 
 def main(options: Options) -> int:
-    check(options)
     device = start_processes()
+    options = complete(options)
     torch.manual_seed(options.seed)
     torch.backends.cudnn.benchmark = True
 
@@ -132,9 +136,9 @@ def main(options: Options) -> int:
         say(f"Weights of {options.init}; new structures: {', '.join(new) or 'none'}.")
     state = State(network, options.lr, options.weight_decay, options.ema, device)
     origin = describe(options, cohort, train_ids, val_ids)
-    if options.resume and (options.output / "last.pth").exists():
-        origin["name"] = resume(state, options.output / "last.pth", origin["settings"])
-        say(f"Going on after epoch {state.epoch} of run {origin['name']}.")
+    if options.resume and (name := resume(state, options.output / "last.pth", origin["settings"])):
+        origin["name"] = name
+        say(f"Going on after epoch {state.epoch} of run {name}.")
     log = None
     if rank() == 0:
         facts = {**origin, "options": asdict(options), "device": str(device)}
@@ -146,21 +150,27 @@ def main(options: Options) -> int:
     )
 
     amp = precision(device)
+    if options.init and state.epoch == 0:
+        scores = validate(state, cohort, val_ids, options.windows, options.passes, amp)
+        before = float(np.nanmean(scores[:, -1]))
+        say(f"Validation Dice before training {before:.4f}.")
+        if log:
+            keep(state, before, cohort, options, origin)
     while state.epoch < options.epochs and not out_of_time(state, options):
         loss, dice = train_epoch(state, batches, options, amp)
-        scores = validate(
-            state.average.network, cohort, val_ids, options.windows, options.passes, amp
-        )
+        scores = validate(state, cohort, val_ids, options.windows, options.passes, amp)
         record(state, loss, dice, scores, cohort)
         # In the coarse part validation, on whole windows, stands still while the network learns.
-        if options.schedule == "plateau" and progress(state, 0, options) > options.coarse:
+        if options.schedule == "plateau" and progress(state, 0, options) > (options.coarse or 0):
             state.plateau.step(state.history[-1]["dice"])
         if log:
-            better = keep(state, cohort, options, origin)
+            better = keep(state, state.history[-1]["dice"], cohort, options, origin)
             log.write(state.history, cohort.structures)
             if better:
                 batch = as_it_is(cohort, val_ids[0], options.windows, device)
                 log.show(state.average.network, batch, options.passes, cohort.structures, amp)
+    if log and state.best < 0:
+        raise ValueError("no validation patient has an annotated structure: no model to choose.")
     say(f"Best validation Dice {state.best:.4f} after {state.epoch} epochs.")
     return evaluate(options, cohort, val_ids, log.folder, device) if log else 0
 
@@ -185,29 +195,20 @@ def train_epoch(
 ) -> tuple[float, float]:
     """One epoch; returns its average loss and Dice."""
     losses, dices = [], []
-    size = window_size(progress(state, 0, options), options)
+
+    def done(step: int) -> float:
+        return progress(state, step / batches.steps, options)
+
+    made = batches.epoch(state.epoch, lambda step: window_size(done(step), options))
     bar = tqdm(
-        batches.epoch(state.epoch, size), f"epoch {state.epoch + 1}", batches.steps,
+        made, f"epoch {state.epoch + 1}", batches.steps,
         leave=False, unit="batch", disable=rank() > 0,
     )  # fmt: skip
     for step, batch in enumerate(bar):
         if options.schedule == "cosine":
-            state.lr = options.lr * cosine(progress(state, step / batches.steps, options))
-        summed = torch.zeros((), device=batch.known.device)
-        for k, logits in enumerate(
-            run(state.network, batch.views, options.passes, amp, batch.disturb)
-        ):
-            loss = soft_loss(logits, batch.target(k), batch.known)
-            descend(state, loss)
-            summed += loss.detach() / options.passes
-        state.average.update(state.network)
-        overlap = hard_dice(logits, batch.target(k), batch.known).nanmean()
-        total, dice = state.lap(summed, overlap.to(summed))
-        if not np.isfinite(total):
-            raise ValueError(
-                f"the loss became {total} in epoch {state.epoch + 1}; best_model.pth and last.pth "
-                "hold the last good weights. A lower --lr may help."
-            )
+            state.lr = options.lr * cosine(done(step))
+        total, dice = state.lap(*learn(state, batch, options.passes, amp))
+        check_finite(state, "loss", total)
         losses.append(total)
         dices.append(dice)
         bar.set_postfix(loss=f"{total:.3f}", dice=f"{dice:.3f}")
@@ -217,16 +218,41 @@ def train_epoch(
     return float(np.mean(losses)), float(np.nanmean(dices))
 
 
+def learn(
+    state: State, batch: Batch, passes: int, amp: torch.autocast
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """All passes over one batch; returns their mean loss and the last one's Dice."""
+    summed = torch.zeros((), device=batch.known.device)
+    for k, logits in enumerate(run(state.network, batch.views, passes, amp, batch.disturb)):
+        loss = soft_loss(logits, batch.target(k), batch.known)
+        descend(state, loss)
+        summed += loss.detach() / passes
+    state.average.update(state.network)
+    dice = hard_dice(logits, batch.target(k), batch.known).nanmean()
+    return summed, dice.to(summed)
+
+
 def descend(state: State, loss: torch.Tensor) -> None:
     """One step of the optimizer. Each pass takes its own: the context carries no gradient, so that
     a pass need not wait for the next, and a step more costs next to nothing."""
     state.optimizer.zero_grad(set_to_none=True)
     state.scaler.scale(loss).backward()
-    state.scaler.unscale_(state.optimizer)
+    # Before they are unscaled: so that all processes see an overflow, and leave out the same step.
     average_gradients(state.network)
-    torch.nn.utils.clip_grad_norm_(state.network.parameters(), MAX_GRADIENT_NORM)
+    state.scaler.unscale_(state.optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(state.network.parameters(), MAX_GRADIENT_NORM)
+    if not state.scaler.is_enabled():
+        check_finite(state, "gradient", norm.item())
     state.scaler.step(state.optimizer)
     state.scaler.update()
+
+
+def check_finite(state: State, what: str, value: float) -> None:
+    if not math.isfinite(value):
+        raise ValueError(
+            f"the {what} became {value} in epoch {state.epoch + 1}; best_model.pth and last.pth "
+            "hold the last good weights. A lower --lr may help."
+        )
 
 
 def progress(state: State, part_of_epoch: float, options: Options) -> float:
@@ -237,7 +263,7 @@ def progress(state: State, part_of_epoch: float, options: Options) -> float:
 
 def window_size(done: float, options: Options) -> tuple[int, int, int]:
     """Voxels of the windows when this part of the training is done."""
-    return COARSE_GRID_SIZE if done < options.coarse else GRID_SIZE
+    return COARSE_GRID_SIZE if done < (options.coarse or 0) else GRID_SIZE
 
 
 def out_of_time(state: State, options: Options) -> bool:
@@ -262,9 +288,9 @@ def record(state: State, loss: float, dice: float, scores: np.ndarray, cohort: C
     )
 
 
-def keep(state: State, cohort: Cohort, options: Options, origin: dict) -> bool:
-    """Writes last.pth, and best_model.pth if the epoch was the best so far; says whether it was."""
-    dice = state.history[-1]["dice"]
+def keep(state: State, dice: float, cohort: Cohort, options: Options, origin: dict) -> bool:
+    """Writes last.pth, and best_model.pth if this validation Dice is the best so far; says whether
+    it is."""
     model = checkpoint.Model(
         network=state.average.network,
         structures=cohort.structures,
@@ -298,20 +324,31 @@ def evaluate(
     return 1 if scores.failed else 0
 
 
-def check(options: Options) -> None:
-    """Raises ValueError for options that make no sense together."""
+def complete(options: Options) -> Options:
+    """Fills in the options that follow from others.
+
+    Raises:
+        ValueError: options that make no sense together.
+    """
+    coarse = options.coarse
+    if coarse is None:
+        coarse = 0.0 if options.init else COARSE
+    options = replace(options, batch_size=options.batch_size or world_size(), coarse=coarse)
     for key in ("epochs", "batch_size", "passes"):
         if getattr(options, key) < 1:
             raise ValueError(f"--{key.replace('_', '-')} {getattr(options, key)}: at least 1.")
-    for key in ("augmentation", "coarse"):
-        if not 0 <= getattr(options, key) <= 1:
-            raise ValueError(f"--{key} {getattr(options, key)}: between 0 and 1.")
+    for key, part in (("augmentation", options.augmentation), ("coarse", coarse)):
+        if not 0 <= part <= 1:
+            raise ValueError(f"--{key} {part}: between 0 and 1.")
     if options.structures:
         read_rules(options.structures)
     if options.batch_size % world_size():
         raise ValueError(
             f"--batch-size {options.batch_size} does not divide among {world_size()} processes."
         )
+    if (options.output / "best_model.pth.sha256").exists():
+        raise ValueError(f"{options.output} holds a published network; give another --output.")
+    return options
 
 
 def say(text: str) -> None:

@@ -4,8 +4,8 @@
     python benchmarks/training.py --minutes 20      # and validation Dice after equal time, the
                                                     # sides next to each other, half the cores each
 
-Our side is timed on windows of half the resolution, too, with which training.py spends the first
-half of its time (--coarse).
+Our side is timed on windows of half the resolution, too, with which training.py takes the first
+half of its steps (--coarse).
 
 The plain side is DynUNet (16, 32, 64, 128, 256) at full resolution, hard labels, and MONAI's
 Rand3DElasticd. It takes one pass over the reference's pelvis window, which nobody has at inference:
@@ -46,7 +46,7 @@ sys.path.insert(0, str(ROOT))  # before this folder: `training` is the script in
 import training  # noqa: E402
 from multipass.batches import Batch, Batches, as_it_is, random_state  # noqa: E402
 from multipass.cohort import Cohort  # noqa: E402
-from multipass.loss import hard_dice, soft_loss  # noqa: E402
+from multipass.loss import hard_dice  # noqa: E402
 from multipass.network import MultiPassUNet  # noqa: E402
 from multipass.passes import precision, run  # noqa: E402
 from multipass.trainer import State, cosine  # noqa: E402
@@ -55,7 +55,7 @@ from multipass.windows import COARSE_GRID_SIZE, GRID_SIZE  # noqa: E402
 WINDOWS = ("scan", "pelvis")
 WEIGHT_DECAY, EMA = 1e-2, 0.999
 WARM_UP_STEPS = 2
-COARSE = training.Options().coarse
+COARSE = training.COARSE
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Times:
 class MultiPass:
     """A step of training.py: augmented windows, two passes, a loss on each."""
 
-    def __init__(self, given: Given, size: tuple[int, ...] = GRID_SIZE) -> None:
+    def __init__(self, given: Given, size: tuple[int, int, int] = GRID_SIZE) -> None:
         self.size, options, device = size, given.options, given.device
         self.batches = Batches(given.cohort, given.ids, WINDOWS, 1, options.seed, device, steps=1)
         network = MultiPassUNet(1 + len(given.cohort.structures)).to(device)
@@ -108,12 +108,10 @@ class MultiPass:
         self.amp = precision(device)
 
     def batch(self, number: int) -> Batch:
-        return next(self.batches.epoch(number, self.size))
+        return next(self.batches.epoch(number, lambda _: self.size))
 
     def learn(self, batch: Batch) -> None:
-        passes = run(self.state.network, batch.views, 2, self.amp, batch.disturb)
-        for k, logits in enumerate(passes):
-            training.descend(self.state, soft_loss(logits, batch.targets[k], batch.known))
+        training.learn(self.state, batch, 2, self.amp)
 
     def dice(self, batch: Batch) -> float:
         *_, logits = run(self.state.average.network, batch.views, 2, self.amp)
@@ -176,6 +174,7 @@ class Plain:
                 logits = self.state.network(seen)
             training.descend(self.state, self.loss(logits.float(), target))
             context = torch.softmax(logits.detach().float(), 1)
+        self.state.average.update(self.state.network)
 
     def dice(self, batch: Batch) -> float:
         with self.amp:
@@ -189,7 +188,6 @@ def step(side: MultiPass | Plain, number: int, times: Times) -> None:
             batch = side.batch(number)
         with times.part("learning"):
             side.learn(batch)
-            side.state.average.update(side.state.network)
 
 
 def train(side: MultiPass | Plain, options: Options, times: Times) -> None:
@@ -198,7 +196,7 @@ def train(side: MultiPass | Plain, options: Options, times: Times) -> None:
     while (done := (time.monotonic() - start) / 60 / options.minutes) < 1:
         side.state.lr = options.lr * cosine(done)
         if isinstance(side, MultiPass):
-            side.size = training.window_size(done, training.Options())
+            side.size = training.window_size(done, training.Options(coarse=COARSE))
         step(side, number, times)
         number += 1
 
@@ -241,13 +239,13 @@ def main(options: Options) -> None:
     if options.minutes:
         return
     fine, coarse = found["multi-pass"][0], found["multi-pass, coarse windows"][0]
-    average = 1 / (COARSE / coarse + (1 - COARSE) / fine)
+    average = COARSE * coarse + (1 - COARSE) * fine
     for name in ("plain", "plain, two passes"):
         seconds = found[name][0]
         print(
             f"{name}: {seconds / fine:.1f} times as long as multi-pass, {seconds / coarse:.1f} "
             f"times as on coarse windows, {seconds / average:.1f} times as an average step of a "
-            f"training that spends {COARSE:.0%} of its time on these; {threads} threads"
+            f"training that takes {COARSE:.0%} of its steps on these; {threads} threads"
         )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -20,6 +20,11 @@ from multipass.structures import mirror_partners
 from multipass.windows import GRID_SIZE
 
 FEWEST_STEPS = 20  # an epoch of a small cohort, so that validation does not take most of the time
+Size = tuple[int, int, int]
+
+
+def whole(step: int) -> Size:
+    return GRID_SIZE
 
 
 @dataclass(frozen=True)
@@ -72,23 +77,27 @@ class Batches:
         self.intensity = RandIntensity(strength)
         self.context_odds = ContextOdds()
 
-    def epoch(self, epoch: int, size: tuple[int, ...] = GRID_SIZE) -> Iterator[Batch]:
-        """This process's part of each batch of an epoch, through windows of `size` voxels."""
+    def epoch(self, epoch: int, size: Callable[[int], Size] = whole) -> Iterator[Batch]:
+        """This process's part of each batch of an epoch.
+
+        Args:
+            size: voxels of the windows, of each step.
+        """
         draws = self.steps * self.batch_size
         order: list[int] = []
         shuffle = random_state(self.seed, epoch)
         while len(order) < draws:
             order += shuffle.permutation(len(self.ids)).tolist()
-        made = (self._batch(epoch, order, step, size) for step in range(self.steps))
+        made = (self._batch(epoch, order, step, size(step)) for step in range(self.steps))
         return ahead(made) if self.device.type == "cuda" else made
 
-    def _batch(self, epoch: int, order: Sequence[int], step: int, size: tuple) -> Batch:
+    def _batch(self, epoch: int, order: Sequence[int], step: int, size: Size) -> Batch:
         share = self.batch_size // world_size()
         first = step * self.batch_size + rank() * share
         places = range(first, first + share)
         return collate([self._draw(epoch, at, self.ids[order[at]], size) for at in places])
 
-    def _draw(self, epoch: int, at: int, patient_id: str, size: tuple) -> tuple:
+    def _draw(self, epoch: int, at: int, patient_id: str, size: Size) -> tuple:
         state = random_state(self.seed, epoch, at + 1)
         sample = self.cohort.sample(patient_id, self.device)
         self.place.set_random_state(state=state)
@@ -101,10 +110,10 @@ class Batches:
             seen[:, 1:] = seen[:, 1:][:, order]
             known = known[order]
         self.intensity.set_random_state(state=state)
-        images = self.intensity(seen[:, 0].contiguous(), boxes)
+        images, fractions = self.intensity(seen, boxes, place.scan_box)
         context = RandContext(self.context_odds)
         context.set_random_state(state=state)
-        return images, seen[:, 1:], boxes, known, context
+        return images, fractions, boxes, known, context
 
 
 def ahead(items: Iterator[Batch]) -> Iterator[Batch]:

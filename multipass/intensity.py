@@ -65,22 +65,26 @@ class RandNoise(RandomizableTransform):
 
 
 class RandFieldOfView(Randomizable):
-    """Air outside a cylinder along z, as where a scan is reconstructed narrower than the body."""
+    """Nothing outside a cylinder along z, as where a scan is reconstructed narrower than the body:
+    air in the image, and no bone in the reference."""
 
     def __init__(self, prob: float) -> None:
         self.prob = prob
 
-    def __call__(self, images: torch.Tensor, boxes: list[np.ndarray]) -> torch.Tensor:
-        scan = boxes[0]
-        radius = self.R.uniform(0.38, 0.55) * (scan[1] - scan[0])[:2].max()
-        centre = scan.mean(0)[:2] + self.R.uniform(-0.05, 0.05, 2) * (scan[1] - scan[0])[:2]
+    def __call__(
+        self, seen: torch.Tensor, boxes: list[np.ndarray], scan_box: np.ndarray
+    ) -> torch.Tensor:
+        """Takes and returns (W, C, X, Y, Z); what lies outside is seen by no channel."""
+        size = (scan_box[1] - scan_box[0])[:2]
+        radius = self.R.uniform(0.38, 0.55) * size.max()
+        centre = scan_box.mean(0)[:2] + self.R.uniform(-0.05, 0.05, 2) * size
         if self.R.rand() >= self.prob:
-            return images
-        for image, box in zip(images, boxes, strict=True):
-            x, y, _ = _centres(image, box)
+            return seen
+        for channels, box in zip(seen, boxes, strict=True):
+            x, y, _ = _centres(channels[0], box)
             outside = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 > radius**2
-            image.masked_fill_(outside, 0)
-        return images
+            channels.masked_fill_(outside, 0)
+        return seen
 
 
 class RandMetal(Randomizable):
@@ -134,7 +138,7 @@ def _add_rod(image: torch.Tensor, box: np.ndarray, rod: tuple, streaks: tuple) -
 
 
 class RandIntensity(Randomizable):
-    """All intensity augmentations of one sample: (W, X, Y, Z) images and their boxes.
+    """All intensity augmentations of one sample.
 
     Args:
         strength: factor of each one's probability.
@@ -142,10 +146,8 @@ class RandIntensity(Randomizable):
 
     def __init__(self, strength: float = 1.0) -> None:
         set_track_meta(False)  # plain tensors: nothing here moves a voxel
-        self.placed: list[RandMetal | RandFieldOfView] = [
-            RandMetal(prob=0.12 * strength),
-            RandFieldOfView(prob=0.08 * strength),
-        ]
+        self.metal = RandMetal(prob=0.12 * strength)
+        self.field_of_view = RandFieldOfView(prob=0.08 * strength)
         self.plain = Compose(
             [
                 RandAdjustContrast(prob=0.3 * strength, gamma=(0.7, 1.5)),
@@ -159,15 +161,27 @@ class RandIntensity(Randomizable):
 
     def set_random_state(self, seed=None, state=None) -> RandIntensity:
         super().set_random_state(seed, state)
-        for transform in self.placed:
-            transform.set_random_state(seed=int(self.R.randint(2**31)))
+        self.metal.set_random_state(seed=int(self.R.randint(2**31)))
+        self.field_of_view.set_random_state(seed=int(self.R.randint(2**31)))
         self.plain.set_random_state(seed=int(self.R.randint(2**31)))
         return self
 
-    def __call__(self, images: torch.Tensor, boxes: list[np.ndarray]) -> torch.Tensor:
-        for transform in self.placed:
-            images = transform(images, boxes)
-        return self.plain(images).clamp(0, 1)
+    def __call__(
+        self, seen: torch.Tensor, boxes: list[np.ndarray], scan_box: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Augments what the windows of one scan show.
+
+        Args:
+            seen: (W, 1 + K, X, Y, Z) image and fractions of each window; may be changed in place.
+            boxes: (2, 3) of each window, mm.
+            scan_box: (2, 3) of the whole scan, mm.
+
+        Returns:
+            (W, X, Y, Z) images in [0, 1] and (W, K, X, Y, Z) fractions.
+        """
+        self.metal(seen[:, 0], boxes)
+        seen = self.field_of_view(seen, boxes, scan_box)
+        return self.plain(seen[:, 0].contiguous()).clamp(0, 1), seen[:, 1:]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import sys
+from typing import Any
 
 import numpy as np
 import torch
@@ -56,6 +57,14 @@ def average_gradients(network: torch.nn.Module) -> None:
     flat /= world_size()
     for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
+
+
+def from_first(value: Any) -> Any:
+    """What the first process has; it alone can be sure to see the output folder."""
+    values = [value]
+    if world_size() > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
 
 
 def mean_over_processes(values: torch.Tensor) -> torch.Tensor:

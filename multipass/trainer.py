@@ -18,7 +18,7 @@ from multipass.cohort import Cohort
 from multipass.loss import hard_dice
 from multipass.network import MultiPassUNet, transfer
 from multipass.passes import run
-from multipass.processes import gathered, mean_over_processes, rank, world_size
+from multipass.processes import from_first, gathered, mean_over_processes, rank, world_size
 from multipass.structures import Structure
 
 WARM_UP = 0.05  # part of training in which the learning rate rises
@@ -113,19 +113,22 @@ class State:
         self.history = list(state["history"])
 
 
-def resume(state: State, path: Path, settings: dict[str, Any]) -> str:
-    """Goes on from `last.pth`.
+def resume(state: State, path: Path, settings: dict[str, Any]) -> str | None:
+    """Goes on from `last.pth`, if there is one.
 
     Args:
         settings: of this run; all must be those of the interrupted one.
 
     Returns:
-        The run's name.
+        The run's name; None where there is nothing to go on with.
 
     Raises:
         ValueError: the file is no `last.pth`, or of a run with other settings.
     """
-    training = checkpoint.read(path).get("training")
+    content = from_first(checkpoint.read(path) if rank() == 0 and path.exists() else None)
+    if content is None:
+        return None
+    training = content.get("training")
     if not training:
         raise ValueError(f"{path}: a finished network, not an interrupted run.")
     for key, value in settings.items():
@@ -164,17 +167,20 @@ def cosine(progress: float) -> float:
 
 
 def validate(
-    network: MultiPassUNet,
+    state: State,
     cohort: Cohort,
     ids: Sequence[str],
     windows: Sequence[str],
     passes: int,
     amp: torch.autocast,
 ) -> np.ndarray:
-    """(patients, passes, K) Dice on the windows' grids; each process does its part of the ids."""
+    """(patients, passes, K) Dice of the average weights on the windows' grids.
+
+    Each process does its part of the ids.
+    """
     dice = np.full((len(ids), passes, len(cohort.structures)), np.nan)
     for i in range(rank(), len(ids), world_size()):
-        dice[i] = patient_dice(network, cohort, ids[i], windows, passes, amp)
+        dice[i] = patient_dice(state.average.network, cohort, ids[i], windows, passes, amp)
     return gathered(dice)
 
 

@@ -12,7 +12,7 @@ from balls import patient, write_cohort
 from multipass.augment import Placement, RandPlacement, Space, look, undeformed
 from multipass.batches import Batches, ahead, random_state
 from multipass.cohort import Cohort, Sample
-from multipass.intensity import ContextOdds, RandContext, RandIntensity
+from multipass.intensity import ContextOdds, RandContext, RandFieldOfView, RandIntensity
 from multipass.patients import write_patient
 from multipass.structures import PELVIS
 from multipass.windows import COARSE_GRID_SIZE, GRID_SIZE, unguarded
@@ -143,14 +143,30 @@ def test_targets_are_distributions_and_images_lie_in_0_1(cohort):
 
 
 def test_intensity_is_the_same_for_all_windows_of_a_scan():
-    image = torch.rand(1, 16, 16, 8)
-    boxes = [np.array([[0.0, 0, 0], [100, 100, 60]])] * 2
+    seen = torch.rand(1, 2, 16, 16, 8)
+    box = np.array([[0.0, 0, 0], [100, 100, 60]])
     intensity = RandIntensity()
     intensity.plain.transforms = intensity.plain.transforms[:4]
     for seed in range(5):
         intensity.set_random_state(seed)
-        out = intensity(image.expand(2, -1, -1, -1).contiguous(), boxes)
-        torch.testing.assert_close(out[0], out[1])
+        images, _ = intensity(seen.repeat(2, 1, 1, 1, 1), [box, box], box)
+        torch.testing.assert_close(images[0], images[1])
+
+
+def test_beyond_a_cut_field_of_view_there_is_no_bone():
+    """Neither in the image nor in the reference, at the same places of both windows."""
+    scan, pelvis = (
+        np.array([[0.0, 0, 0], [200, 200, 100]]),
+        np.array([[0.0, 0, 0], [100, 200, 100]]),
+    )
+    field = RandFieldOfView(prob=1.0)
+    for seed in range(4):
+        field.set_random_state(seed)
+        seen = field(torch.ones(2, 3, 40, 40, 8), [scan, pelvis], scan)
+        assert 0.5 < seen[0].mean() < 1
+        assert torch.equal(seen, seen[:, :1].expand_as(seen))
+        left = torch.nn.functional.avg_pool3d(seen[1], (2, 1, 1))
+        assert (seen[0][:, :20] - left).abs().mean() < 0.03
 
 
 def test_every_disturbed_context_stays_a_distribution_or_blank():
@@ -163,3 +179,23 @@ def test_every_disturbed_context_stays_a_distribution_or_blank():
         seen.append(bool(out.any()))
         assert not out.any() or out[:, 4:-4, 4:-4, 4:-4].sum(0).allclose(torch.ones(()), atol=1e-4)
     assert any(seen) and not all(seen)
+
+
+@pytest.mark.parametrize("kind", ["blank", "blur", "shift", "remove"])
+def test_each_disturbance_of_the_context_does_what_its_name_says(kind):
+    context = torch.softmax(torch.randn(4, 16, 16, 8) * 4, 0)
+    never = dict.fromkeys(("blank", "blur", "shift", "remove"), 0.0)
+    disturb = RandContext(ContextOdds(**never | {kind: 1.0}))
+    disturb.set_random_state(state=random_state(1))
+    out = disturb(context)
+    assert not torch.equal(out, context)
+    if kind == "blank":
+        assert not out.any()
+    elif kind == "blur":
+        assert out.std() < 0.7 * context.std()
+    elif kind == "shift":
+        torch.testing.assert_close(out.flatten(1).sort().values, context.flatten(1).sort().values)
+    else:
+        gone = [c for c in (1, 2, 3) if not out[c].any()]
+        assert len(gone) == 1
+        torch.testing.assert_close(out[0], context[0] + context[gone[0]])

@@ -39,6 +39,7 @@ import tyro
 from native_scores import (
     KEY,
     ROOT,
+    claim,
     outputs,
     read_rows,
     reference_scans,
@@ -108,6 +109,11 @@ class Options:
     """networks trained at the same time, a thread each"""
     augmentation: float = 0.3
     """strength, as in training.py; 0.3 is what the demo's minutes of training take"""
+
+    def facts(self) -> dict[str, Any]:
+        """What the results depend on, but for arms and seeds."""
+        facts = {"data": Cohort(self.data).sha256(), "test": str(self.test.resolve())}
+        return facts | {"minutes": self.minutes, "augmentation": self.augmentation}
 
     def settings(self, arm: Arm, seed: int) -> training.Options:
         """What `training.train_epoch` needs to know."""
@@ -194,24 +200,24 @@ def test(arm: Arm, seed: int, options: Options) -> str:
     return f"{arm.name}, seed {seed}: tested"
 
 
-def measured_seconds(options: Options) -> dict[str, float]:
+def measured_seconds(options: Options, pool: ProcessPoolExecutor) -> dict[str, float]:
     """Seconds of a step of each arm; kept, so that a run that goes on keeps its steps."""
     path = options.output / "seconds_a_step.json"
     if not path.exists():
-        seconds = {arm.name: seconds_a_step(arm, options) for arm in ARMS}
+        seconds = {arm.name: pool.submit(seconds_a_step, arm, options).result() for arm in ARMS}
         with replacing(path) as temporary:
             temporary.write_text(json.dumps(seconds, indent=1))
     return json.loads(path.read_text())
 
 
 def main(options: Options) -> None:
-    options.output.mkdir(parents=True, exist_ok=True)
-    os.environ["TQDM_DISABLE"] = "1"
-    seconds = measured_seconds(options)
-    for name, value in seconds.items():
-        print(f"{name}: {value:.2f} s a step", flush=True)
+    claim(options.output, options.facts())
+    os.environ["TQDM_DISABLE"] = "1"  # read when a process of the pool starts
     tasks = [(arm, seed) for seed in range(options.seeds) for arm in ARMS]
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
+        seconds = measured_seconds(options, pool)
+        for name, value in seconds.items():
+            print(f"{name}: {value:.2f} s a step", flush=True)
         trainings = [pool.submit(train, a, s, options, seconds[a.name]) for a, s in tasks]
         for future in trainings:
             print(future.result(), flush=True)

@@ -26,6 +26,7 @@ from native_scores import (
     KEY,
     ROOT,
     by_patient,
+    claim,
     interval,
     outputs,
     read_rows,
@@ -137,7 +138,8 @@ def by_structure(rows: list[dict[str, Any]], output: str) -> list[str]:
 
 
 def main(options: Options) -> None:
-    options.output.mkdir(parents=True, exist_ok=True)
+    sha256 = checkpoint.file_sha256(options.model)
+    claim(options.output, {"test": str(options.test.resolve()), "model": sha256})
     with ExitStack() as stack, ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
         cases = find_cases(options.test, stack).cases
         paths = list(pool.map(evaluate, cases, [options] * len(cases)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
@@ -69,6 +70,25 @@ def read_test_scan(
     if reference is None:
         raise ValueError(f"{case.name}: no reference beside this scan to test on.")
     return upright(scan.volume), reference
+
+
+def claim(folder: Path, facts: dict[str, Any]) -> None:
+    """Marks a folder as holding results of these facts; finished parts of others are not mixed in.
+
+    Raises:
+        ValueError: it holds results of something else.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "facts.json"
+    if not path.exists():
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(facts, indent=1))
+    for key, value in json.loads(path.read_text()).items():
+        if facts.get(key) != value:
+            raise ValueError(
+                f"{folder} holds results with {key} = {value}, not {facts.get(key)}; "
+                "give another --output."
+            )
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:

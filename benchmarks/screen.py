@@ -35,6 +35,7 @@ from monai.losses import DiceLoss
 from native_scores import (
     KEY,
     ROOT,
+    claim,
     outputs,
     read_rows,
     reference_scans,
@@ -195,7 +196,7 @@ def train_and_score(choice: Choice, options: Options) -> str:
 
 
 def main(options: Options) -> None:
-    options.output.mkdir(parents=True, exist_ok=True)
+    claim(options.output, options.facts())
     chosen = [choice for choice in CHOICES if not options.only or choice.name in options.only]
     with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
         for line in pool.map(train_and_score, chosen, [options] * len(chosen)):

@@ -60,6 +60,14 @@ def test_a_patient_counts_once_whatever_the_seeds(script):
     assert f"{np.mean(gain):.4f} [{low:.4f}, {high:.4f}]" in line
 
 
+def test_results_of_something_else_are_not_mixed_in(script, tmp_path):
+    claim = sys.modules["native_scores"].claim
+    claim(tmp_path / "new", {"minutes": 10.0, "data": "a"})
+    claim(tmp_path / "new", {"minutes": 10.0, "data": "a"})
+    with pytest.raises(ValueError, match="minutes = 10.0, not 15.0"):
+        claim(tmp_path / "new", {"minutes": 15.0, "data": "a"})
+
+
 def test_a_missed_structure_is_counted_and_has_no_distance(script):
     found = rows(script, [0.0] * 4)
     found[0] |= {"dice": "0", "hd95_mm": "nan", "outcome": "missed"}

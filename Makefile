@@ -46,7 +46,7 @@ finetune: venv/.installed
 	$(RUN) -m multipass.phantom --output $(FEW)/test_data --patients 6 --seed 22 --matrix 256 --jobs 2
 	$(RUN) processing.py --input $(FEW)/ctpel --output $(FEW)/processed_files
 	$(RUN) $(FEW_TRAINING) --output $(FEW)/scratch
-	$(RUN) $(FEW_TRAINING) --output $(FEW)/tuned --init inference_pipeline/best_model.pth --lr 2e-3
+	$(RUN) $(FEW_TRAINING) --output $(FEW)/tuned --init inference_pipeline/best_model.pth
 	@echo "Trained from random weights:"
 	$(RUN) $(FEW_INFERENCE) --output $(FEW)/scratch_results --model $(FEW)/scratch/best_model.pth
 	@echo "Fine-tuned, the same time:"

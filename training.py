@@ -42,6 +42,7 @@ from multipass.windows import COARSE_GRID_SIZE, GRID_SIZE, HU_RANGE
 ROOT = Path(__file__).resolve().parent
 MAX_GRADIENT_NORM = 1.0
 COARSE = 0.5
+LR, FINE_TUNING_LR = 5e-3, 1e-3
 # Must be the same in an interrupted run and its continuation.
 SETTINGS = (
     *("seed", "passes", "window", "folds", "fold", "batch_size", "epochs", "steps_per_epoch"),
@@ -71,7 +72,8 @@ class Options:
     the clock; 0: all epochs"""
     batch_size: int = 0
     """over all processes of torchrun; 0: one each"""
-    lr: float = 5e-3
+    lr: float = 0.0
+    """peak of the learning rate; 0: 5e-3, and 1e-3 with --init"""
     weight_decay: float = 1e-2
     schedule: Literal["cosine", "plateau"] = "cosine"
     coarse: float | None = None
@@ -130,25 +132,12 @@ def main(options: Options) -> int:
         say(f"Augmented samples: {', '.join(map(str, pages))}")
         return 0
 
-    network = MultiPassUNet(1 + len(cohort.structures), options.filters).to(device)
-    if options.init:
-        new = start_from(network, cohort.structures, options.init)
-        say(f"Weights of {options.init}; new structures: {', '.join(new) or 'none'}.")
-    state = State(network, options.lr, options.weight_decay, options.ema, device)
     origin = describe(options, cohort, train_ids, val_ids)
-    if options.resume and (name := resume(state, options.output / "last.pth", origin["settings"])):
-        origin["name"] = name
-        say(f"Going on after epoch {state.epoch} of run {name}.")
-    log = None
-    if rank() == 0:
-        facts = {**origin, "options": asdict(options), "device": str(device)}
-        facts["versions"] = checkpoint.versions()
-        log = RunLog(options.output / "runs" / origin["name"], facts, state.epoch)
+    state, log = begin(options, cohort, origin, device)
     say(
         f"{len(train_ids)} patients train, {len(val_ids)} validate, on {device.type}; "
         f"structures: {', '.join(s.name for s in cohort.structures)}."
     )
-
     amp = precision(device)
     if options.init and state.epoch == 0:
         scores = validate(state, cohort, val_ids, options.windows, options.passes, amp)
@@ -188,6 +177,28 @@ def describe(options: Options, cohort: Cohort, train_ids: list[str], val_ids: li
             "data_sha256": data_sha256,
         },
     }
+
+
+def begin(
+    options: Options, cohort: Cohort, origin: dict, device: torch.device
+) -> tuple[State, RunLog | None]:
+    """The state to train from, new or resumed, and the first process's log.
+
+    A resumed run keeps its name: `origin` gets it.
+    """
+    network = MultiPassUNet(1 + len(cohort.structures), options.filters).to(device)
+    if options.init:
+        new = start_from(network, cohort.structures, options.init)
+        say(f"Weights of {options.init}; new structures: {', '.join(new) or 'none'}.")
+    state = State(network, options.lr, options.weight_decay, options.ema, device)
+    if options.resume and (name := resume(state, options.output / "last.pth", origin["settings"])):
+        origin["name"] = name
+        say(f"Going on after epoch {state.epoch} of run {name}.")
+    if rank() > 0:
+        return state, None
+    facts = {**origin, "options": asdict(options), "device": str(device)}
+    facts["versions"] = checkpoint.versions()
+    return state, RunLog(options.output / "runs" / origin["name"], facts, state.epoch)
 
 
 def train_epoch(
@@ -333,7 +344,9 @@ def complete(options: Options) -> Options:
     coarse = options.coarse
     if coarse is None:
         coarse = 0.0 if options.init else COARSE
-    options = replace(options, batch_size=options.batch_size or world_size(), coarse=coarse)
+    lr = options.lr or (FINE_TUNING_LR if options.init else LR)
+    batch_size = options.batch_size or world_size()
+    options = replace(options, batch_size=batch_size, coarse=coarse, lr=lr)
     for key in ("epochs", "batch_size", "passes"):
         if getattr(options, key) < 1:
             raise ValueError(f"--{key.replace('_', '-')} {getattr(options, key)}: at least 1.")

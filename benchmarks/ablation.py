@@ -122,6 +122,7 @@ class Options:
             passes=arm.passes,
             seed=seed,
             augmentation=self.augmentation,
+            lr=training.LR,
             coarse=COARSE,
         )
 

@@ -65,7 +65,7 @@ class Options:
     """timed steps a side"""
     minutes: float = 0.0
     """of training a side, then validation Dice; 0: only the times"""
-    lr: float = 5e-3
+    lr: float = training.LR
     seed: int = 0
 
 

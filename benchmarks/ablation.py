@@ -158,6 +158,8 @@ def train(arm: Arm, seed: int, options: Options, seconds: float) -> str:
     state, batches = start(arm, seed, options, steps)
     if path.exists():
         state.load_state_dict(torch.load(path, weights_only=True))
+    if state.epoch == EPOCHS:
+        return f"{arm.name}, seed {seed}: already trained, {EPOCHS * steps} steps"
     given, loss = options.settings(arm, seed), float("nan")
     while state.epoch < EPOCHS:
         loss, _ = training.train_epoch(state, batches, given, precision(CPU))

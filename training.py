@@ -33,7 +33,13 @@ from multipass.loss import hard_dice, soft_loss
 from multipass.native import final_scores
 from multipass.network import FILTERS, MultiPassUNet
 from multipass.passes import precision, run
-from multipass.processes import average_gradients, rank, start_processes, world_size
+from multipass.processes import (
+    average_gradients,
+    rank,
+    start_processes,
+    stop_processes,
+    world_size,
+)
 from multipass.runlog import RunLog, preview
 from multipass.structures import by_codes, read_rules
 from multipass.trainer import State, cosine, resume, start_from, validate
@@ -371,7 +377,9 @@ def say(text: str) -> None:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(tyro.cli(Options)))
+        code = main(tyro.cli(Options))
+        stop_processes()
+        sys.exit(code)
     except (ValueError, OSError) as error:
         sys.exit(f"training.py: {error}")
     except KeyboardInterrupt:

@@ -203,7 +203,7 @@ def test_gradients_are_averaged_over_processes(tmp_path):
     script.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "import torch\n"
-        "from multipass.processes import average_gradients, from_first, rank, start_processes\n"
+        "from multipass.processes import *\n"
         "start_processes()\n"
         "layer = torch.nn.Linear(2, 1)\n"
         "for p in layer.parameters():\n"
@@ -211,6 +211,7 @@ def test_gradients_are_averaged_over_processes(tmp_path):
         "average_gradients(layer)\n"
         "assert all((p.grad == 2).all() for p in layer.parameters())\n"
         "assert from_first(rank()) == 0\n"
+        "stop_processes()\n"
     )
     done = torchrun([str(script)])
     assert done.returncode == 0, done.stderr

@@ -179,7 +179,7 @@ def torchrun(arguments: list[str]) -> subprocess.CompletedProcess:
 def test_two_processes_equal_one(data, tmp_path):
     """The same batch of two, in one process and in two: the same losses within rounding.
 
-    Two processes take a sample each if nobody says otherwise; their run is interrupted and goes on.
+    Two processes take a sample each if nobody says otherwise; both find the finished run again.
     """
     one, two = tmp_path / "one", tmp_path / "two"
     more = ["--epochs", "4", "--name", "x"]
@@ -193,7 +193,6 @@ def test_two_processes_equal_one(data, tmp_path):
     for output in (one, two):
         with (output / "runs" / "x" / "history.csv").open() as file:
             columns.append([float(r["train_loss"]) for r in csv.DictReader(file)])
-    print(columns)
     np.testing.assert_allclose(columns[0], columns[1], rtol=1e-3)
 
 

@@ -107,7 +107,7 @@ CHOICES = (
     Choice("one step", step_each_pass=False),
     Choice("through gradient", step_each_pass=False, through=True),
     Choice("1 - Dice", loss=one_minus_dice),
-    Choice("blanked more", odds=ContextOdds()),
+    Choice("blanked more", odds=ContextOdds(blank=0.3)),
 )
 
 

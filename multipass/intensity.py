@@ -188,7 +188,7 @@ class RandIntensity(Randomizable):
 class ContextOdds:
     """How often a sample's context is blanked, blurred, shifted, or robbed of a structure."""
 
-    blank: float = 0.3
+    blank: float = 0.5
     blur: float = 0.1
     shift: float = 0.1
     remove: float = 0.1

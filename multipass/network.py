@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
-from monai.networks.layers.factories import Norm
 from monai.networks.nets import DynUNet
 from monai.networks.utils import pixelshuffle, pixelunshuffle
 from torch import nn
@@ -20,17 +19,6 @@ AT_A_TIME = 8  # channels of a whole scan's window, of which there may be hundre
 
 # The map (X, Y, Z) of a class, background 0.
 Maps = Callable[[int], torch.Tensor]
-
-
-class ChannelNorm(nn.GroupNorm):
-    """Instance normalisation as groups of one channel: the same sums, but torch's instance norm
-    would lay the channels out afresh."""
-
-    def __init__(self, num_channels: int) -> None:
-        super().__init__(num_channels, num_channels)
-
-
-Norm.add_factory_class("channel", ChannelNorm)
 
 
 class Network(nn.Module):
@@ -73,7 +61,6 @@ class MultiPassUNet(Network):
             strides=STRIDES,
             upsample_kernel_size=STRIDES[1:],
             filters=self.filters,
-            norm_name="channel",
         )
 
     @property
@@ -93,8 +80,6 @@ class MultiPassUNet(Network):
             (N, classes, X, Y, Z) logits.
         """
         seen = pixelunshuffle(torch.cat([image.to(context.dtype), context], dim=1), 3, STEM)
-        if seen.device.type == "cpu":  # its convolutions are faster so
-            seen = seen.contiguous(memory_format=torch.channels_last_3d)
         return pixelshuffle(self.backbone(seen), 3, STEM)
 
     def look(self, image: torch.Tensor, context: Maps | None) -> Maps:

@@ -317,6 +317,8 @@ def keep(state: State, dice: float, cohort: Cohort, options: Options, origin: di
         info={"dice": dice, "trained_on": origin["trained_on"]},
     )
     content = checkpoint.as_dict(model)
+    if state.epoch <= 1 and state.best < 0:
+        set_aside(options.output)
     better = dice > state.best
     if better:
         path = options.output / "best_model.pth"
@@ -326,6 +328,16 @@ def keep(state: State, dice: float, cohort: Cohort, options: Options, origin: di
     content["training"] = {**origin, "state": state.state_dict()}
     checkpoint.save(options.output / "last.pth", content)
     return better
+
+
+def set_aside(output: Path) -> None:
+    """Renames what an earlier run left where this one is about to write."""
+    for path in (output / "best_model.pth", output / "last.pth"):
+        if path.exists():
+            when = time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(path.stat().st_mtime))
+            kept = path.with_name(f"{path.stem}_{when}.pth")
+            path.replace(kept)
+            say(f"{path.name} of an earlier run is now {kept.name}.")
 
 
 def evaluate(

@@ -203,6 +203,9 @@ def segment_case(
             with stages.stage("page"):
                 write_case_page(folder, report, written.page)
             report["seconds"] = stages.seconds
+        # With seg.dcm if it could not be written: the next run tries again.
+        report["files"] = [path.name for path in folder.iterdir()]
+        report["files"] += ["seg.dcm"] if written.problems else []
         output.write_json(folder / output.REPORT_NAME, report)
     return report
 
@@ -227,7 +230,8 @@ def look(
             )
     with stages.stage("findings"):
         structures = findings.describe(labels, scan.upright, results, model.structures)
-        flags = [*scan.notes, *findings.flags_of(structures, model.structures, results)]
+        flags = [*case.notes, *scan.notes]
+        flags += findings.flags_of(structures, model.structures, results)
     with stages.stage("scores"):
         volumes_ml = [row["visible_ml"] for row in structures]
         compared = case, scan.grid, labels, results, model.structures, volumes_ml
@@ -242,8 +246,7 @@ def look(
 
 def identity_of(case: Case, model: checkpoint.Model, options: Options) -> dict[str, Any]:
     """What a finished result depends on."""
-    references = [header.path for header in case.seg]
-    references += [case.reference_path] if case.reference_path else []
+    references = case.reference_files
     return {
         "input_sha256": output.sha256_of(case.files),
         "reference_sha256": output.sha256_of(references) if references else None,

@@ -18,13 +18,13 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from multipass import series as dicom
-from multipass.choice import choose
+from multipass.choice import choose, unfit
 from multipass.patients import DATASET_NAME
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 KNOWN_SUFFIXES = (*IMAGE_SUFFIXES, ".pkl", ".zip")
-# Detached pixel data of .nhdr and .mhd, and what people leave beside their scans.
-IGNORED_SUFFIXES = (".raw", ".zraw", ".md", ".txt", ".json", ".csv", ".png", ".html")
+# With the detached voxels of .nhdr and .mhd.
+IGNORED_SUFFIXES = {".raw", ".zraw", ".gz", *dicom.NO_DICOM}
 REFERENCE_ENDINGS = ("_seg", "-seg", "_label", "-label", "_reference", "-reference")
 CT_FOLDER, SEG_FOLDER, LANDMARK_FOLDER = "im_1", "im_3", "im_2"
 RESERVED_NAMES = {"summary.csv", "index.html", "con", "prn", "aux", "nul"}
@@ -41,6 +41,7 @@ class Case:
         name: safe as a folder's name, and unique among the cases found with it.
         seg: SEG files that belong to the series.
         reference_path: a label map beside an image file.
+        notes: what a person should know of the files.
     """
 
     name: str
@@ -48,13 +49,21 @@ class Case:
     series: dicom.Series | None = None
     seg: tuple[dicom.SegHeader, ...] = ()
     reference_path: Path | None = None
+    notes: tuple[str, ...] = ()
 
     @property
     def files(self) -> list[Path]:
         """What the scan is read from, in a fixed order."""
         if self.series is None:
-            return [self.path]
+            return [self.path, *_detached(self.path)]
         return sorted({piece.path for piece in self.series.slices})
+
+    @property
+    def reference_files(self) -> list[Path]:
+        """What the reference is read from; [] where there is none."""
+        beside = self.reference_path
+        labels = [beside, *_detached(beside)] if beside else []
+        return [*(header.path for header in self.seg), *labels]
 
 
 @dataclass
@@ -131,7 +140,7 @@ def _add_dicom(unit: Path, members: list[Path], found: Found) -> None:
         held.ct = [s for s in held.ct if s.slices and CT_FOLDER in s.slices[0].path.parts]
     else:
         held = dicom.find(unit)
-    fit = [s for s in held.ct if len(s.slices) >= dicom.MIN_SLICES and not _is_localizer(s)]
+    fit = [s for s in held.ct if not unfit(s)]
     if not fit:
         if not held.seg or held.ct:
             found.refused.append((unit.name, _why_none(held)))
@@ -141,11 +150,8 @@ def _add_dicom(unit: Path, members: list[Path], found: Found) -> None:
         if names.count(name) > 1:
             name = f"{name}_{one.number}_{one.description}"
         seg = tuple(header for header in held.seg if _belongs(header, one, fit))
-        found.cases.append(Case(name, unit, series=one, seg=seg))
-
-
-def _is_localizer(one: dicom.Series) -> bool:
-    return "LOCALIZER" in one.image_type
+        notes = tuple(held.unread_beside(one))
+        found.cases.append(Case(name, unit, series=one, seg=seg, notes=notes))
 
 
 def _why_none(held: dicom.Found) -> str:
@@ -200,6 +206,15 @@ def _stem(path: Path) -> str | None:
         if path.name.lower().endswith(suffix):
             return path.name[: -len(suffix)]
     return None
+
+
+def _detached(path: Path) -> list[Path]:
+    """The file with the voxels of a MetaImage or NRRD header, where it is another one."""
+    if path.suffix.lower() not in (".mhd", ".nhdr"):
+        return []
+    text = path.read_text(encoding="utf-8", errors="replace")
+    named = re.findall(r"(?im)^(?:ElementDataFile\s*=|data ?file:)\s*(\S.*?)\s*$", text)
+    return [path.parent / name for name in named if (path.parent / name).is_file()]
 
 
 def _is_reference(path: Path) -> bool:

@@ -17,19 +17,22 @@ def choose(
     Raises:
         ValueError: no series qualifies.
     """
-    candidates = [s for s in found.ct if not _unfit(s)]
+    candidates = [s for s in found.ct if not unfit(s)]
     if not candidates:
         raise ValueError(_nothing_fits(found))
     candidates = [s for s in candidates if s.uid == wanted_uid] or candidates
     chosen = min(candidates, key=lambda s: _rank(s, referred_uid))
     return chosen, [
-        (s, _unfit(s) or _why_not(s, chosen, referred_uid)) for s in found.ct if s is not chosen
+        (s, unfit(s) or _why_not(s, chosen, referred_uid)) for s in found.ct if s is not chosen
     ]
 
 
-def _unfit(series: Series) -> str:
+def unfit(series: Series) -> str:
+    """Why a series can't be a scan of a patient's body, '' if it can."""
     if "LOCALIZER" in series.image_type:
         return "a localizer"
+    if len(series.slices) >= MIN_SLICES and not series.extent_mm:
+        return "all slices at one place"
     if len(series.slices) < MIN_SLICES:
         reason = f"at least {MIN_SLICES} slices are needed"
         return f"{reason} ({series.refused[0]})" if series.refused else reason
@@ -61,9 +64,10 @@ def _why_not(series: Series, chosen: Series, referred_uid: str) -> str:
 
 def _nothing_fits(found: Found) -> str:
     if found.ct:
-        return "; ".join(f"{series}: {_unfit(series)}" for series in found.ct[:3])
-    if found.left_out:
-        name, reason = found.left_out[0]
-        more = len(found.left_out) - 1
-        return f"no CT image here ({name}: {reason}{f'; {more} more files' if more else ''})"
+        return "; ".join(f"{series}: {unfit(series)}" for series in found.ct[:3])
+    left_out = [*found.others, *found.unread]
+    if left_out:
+        path, reason = left_out[0]
+        more = len(left_out) - 1
+        return f"no CT image here ({path.name}: {reason}{f'; {more} more files' if more else ''})"
     return "no DICOM file here"

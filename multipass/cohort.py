@@ -8,14 +8,15 @@ does not grow with the cohort.
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from multipass.patients import DATASET_NAME, read_dataset, read_patient, window_of
-from multipass.structures import Structure, mirror_partners, ordered
+from multipass.patients import DATASET_NAME, joined_files, read_dataset, read_patient, window_of
+from multipass.structures import Structure, has_both_sides, ordered
 from multipass.windows import unguarded
 
 # A larger complete_dataset.pkl is left alone and the patient files beside it are streamed.
@@ -91,18 +92,13 @@ class Cohort:
 
     @property
     def mirror_allowed(self) -> bool:
-        """False if a left structure has no right one to become, or the reverse."""
-        partners = mirror_partners(self.structures)
-        return all(
-            not structure.side or partner != i
-            for i, (structure, partner) in enumerate(zip(self.structures, partners, strict=True))
-        )
+        return has_both_sides(self.structures)
 
     def split(self, folds: int, fold: int) -> tuple[list[str], list[str]]:
         """Training and validation patients of one fold: each patient validates in one fold.
 
-        Patients are ordered by the hash of their id, so that a split depends neither on the
-        folder's order nor on when a patient was added.
+        Folds are stretches of the patients in the order of their ids' hashes: a patient more or
+        less moves at most one patient from each fold into the next.
 
         Raises:
             ValueError: fewer patients than folds, or no such fold.
@@ -115,7 +111,8 @@ class Cohort:
                 "at least 2 folds and as many patients as folds are needed."
             )
         by_hash = sorted(self.ids, key=lambda i: hashlib.sha256(i.encode()).hexdigest())
-        validation = sorted(by_hash[fold::folds])
+        first, last = (math.ceil(len(by_hash) * k / folds) for k in (fold, fold + 1))
+        validation = sorted(by_hash[first:last])
         return [i for i in self.ids if i not in validation], validation
 
     def sample(self, patient_id: str, device: torch.device) -> Sample:
@@ -138,11 +135,12 @@ class Cohort:
 
 
 def _streamed(path: Path) -> list[Path]:
-    """Patient files to read one by one: the folder's, or those beside too large a dataset."""
-    if path.is_file() and path.stat().st_size <= MAX_IN_MEMORY_BYTES:
+    """Patient files to read one by one: the folder's, or those that too large a dataset joins."""
+    if path.is_dir():
+        return sorted(file for file in path.glob("*.pkl") if file.name != DATASET_NAME)
+    if path.stat().st_size <= MAX_IN_MEMORY_BYTES:
         return []
-    folder = path if path.is_dir() else path.parent
-    return sorted(file for file in folder.glob("*.pkl") if file.name != DATASET_NAME)
+    return joined_files(path)
 
 
 def _annotated(patient: dict) -> list[Structure]:

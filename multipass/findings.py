@@ -11,7 +11,7 @@ from scipy import ndimage
 from multipass.labelmaps import boxes_of
 from multipass.maps import PassResult, confidence, likeliest, native_labels
 from multipass.structures import Structure, mirror_partners
-from multipass.volume import Volume, floats3
+from multipass.volume import Volume, floats3, is_cut, unseen_columns
 
 # Both were set on the 30 bones of 6 synthetic scans that validated an earlier network: its 7 bones
 # with a Dice below 0.7 differed between passes by 0.14 to 0.22, those above 0.87 by at most 0.09;
@@ -47,21 +47,25 @@ def describe(
     Returns:
         name, value (in the mask), code, status ('complete', 'cut' by the field of view, 'missing'),
         volume_ml (None unless complete), visible_ml, mean_hu, centre_mm, confidence, disagreement
-        between the last two passes, parts. What cannot be known is None.
+        between the last two passes, parts, beyond_window (it may go on where the last pass did not
+        look). What cannot be known is None.
     """
     boxes = boxes_of(labels, len(structures))
     sure = confidence(results[-1])
     differing = disagreement(results, len(structures))
     parts = count_parts(results[-1], len(structures))
+    beyond = beyond_window(results[-1], volume.grid.box_mm(), len(structures))
+    unseen = unseen_columns(volume)
     rows = []
     for k, structure in enumerate(structures):
         row = {"name": structure.name, "value": k + 1, "code": list(structure.key)}
         row["colour"] = list(structure.colour)
-        row |= _inside(labels, boxes[k], k + 1, volume)
+        row |= _inside(labels, boxes[k], k + 1, volume, unseen)
         found = row["status"] != "missing"
         row["confidence"] = sure[k] if found else None
         row["disagreement"] = differing[k] if found and differing else None
         row["parts"] = parts[k] if found else 0
+        row["beyond_window"] = found and beyond[k]
         rows.append(row)
     return rows
 
@@ -78,6 +82,7 @@ def flags_of(
         "missing": missing,
         "left and right inverted": _inverted(rows, structures),
         "cut by the field of view": [r["name"] for r in rows if r["status"] == "cut"],
+        "at the edge of what the last pass saw": [r["name"] for r in rows if r["beyond_window"]],
         "in several parts": [r["name"] for r in rows if r["parts"] > 1],
         "implausible volume": [r["name"] for r in rows if _is_implausible(r)],
         "low confidence": [r["name"] for r in rows if _above(LOW_CONFIDENCE, r["confidence"])],
@@ -116,8 +121,30 @@ def count_parts(result: PassResult, count: int) -> list[int]:
     return parts
 
 
+def beyond_window(result: PassResult, scan_box_mm: np.ndarray, count: int) -> list[bool]:
+    """Whether a structure reaches a face of the one window that a pass looked through, with more of
+    the scan behind that face. False for several windows, which cover the scan together."""
+    if len(result.windows) != 1:
+        return [False] * count
+    window = result.windows[0]
+    inner = np.abs(window.box_mm() - scan_box_mm) > np.asarray(window.spacing_mm) / 2
+    winner, _ = likeliest(result.probabilities[0])
+    return [
+        box is not None
+        and any(
+            (inner[0, axis] and s.start == 0) or (inner[1, axis] and s.stop == window.size[axis])
+            for axis, s in enumerate(box)
+        )
+        for box in boxes_of(winner, count)
+    ]
+
+
 def _inside(
-    labels: np.ndarray, box: tuple[slice, ...] | None, value: int, volume: Volume
+    labels: np.ndarray,
+    box: tuple[slice, ...] | None,
+    value: int,
+    volume: Volume,
+    unseen: np.ndarray,
 ) -> dict[str, Any]:
     if box is None:
         nothing = dict.fromkeys(("volume_ml", "visible_ml", "mean_hu", "centre_mm"))
@@ -125,7 +152,7 @@ def _inside(
     inside = labels[box] == value
     count = int(np.count_nonzero(inside))
     visible_ml = count * volume.grid.voxel_ml
-    is_cut = any(s.start == 0 or s.stop == n for s, n in zip(box, labels.shape, strict=True))
+    cut = is_cut(inside, [s.start for s in box], labels.shape[2], unseen)
     middle = [
         float(np.count_nonzero(inside, axis=tuple(d for d in range(3) if d != axis)) @ places)
         / count
@@ -133,8 +160,8 @@ def _inside(
     ]
     centre = np.asarray(volume.grid.origin_mm) + np.asarray(middle) * volume.grid.spacing_mm
     return {
-        "status": "cut" if is_cut else "complete",
-        "volume_ml": None if is_cut else visible_ml,
+        "status": "cut" if cut else "complete",
+        "volume_ml": None if cut else visible_ml,
         "visible_ml": visible_ml,
         "mean_hu": float(volume.array[box][inside].mean()),
         "centre_mm": [round(v, 2) for v in floats3(centre)],

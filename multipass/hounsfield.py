@@ -52,6 +52,8 @@ def hounsfield_frames(slices: list[Slice]) -> Iterator[np.ndarray]:
             warnings.filterwarnings("ignore", ".*excess padding.*")
             if not syntax.is_compressed or syntax == RLELossless or len(slices) > 1:
                 stored, is_hounsfield = dataset.pixel_array, False
+            elif dataset.get("PhotometricInterpretation") == "MONOCHROME1":
+                raise ValueError("MONOCHROME1, which its decoder would invert")
             else:
                 stored, is_hounsfield = _decoded_by_itk(path), True
     except MemoryError:
@@ -125,13 +127,16 @@ def _to_hounsfield(
 def implausible(array: np.ndarray) -> list[str]:
     """Flags for values that are no HU: a CT of a body has air around or in it, and soft tissue."""
     sample = array[::8, ::8, ::2]
-    low, high = int(sample.min()), int(sample.max())
+    measured = sample[sample > AIR_HU]  # the rest may be padding
+    if not measured.size:
+        return ["no values but padding"]
+    low, high = int(measured.min()), int(measured.max())
     if low > -500:
         return [f"values from {low} to {high}: no air, are they Hounsfield units?"]
     if high < 0:
         return [
             f"values from {low} to {high}: nothing as dense as water, are they Hounsfield units?"
         ]
-    if not ((sample > -200) & (sample < 200)).mean() > 0.01:
+    if not ((measured > -200) & (measured < 200)).mean() > 0.01:
         return [f"values from {low} to {high}: no soft tissue, are they Hounsfield units?"]
     return []

@@ -10,7 +10,7 @@ import torch
 
 from multipass.checkpoint import Model
 from multipass.network import Maps, Network
-from multipass.structures import Structure, mirror_partners
+from multipass.structures import Structure, has_both_sides, mirror_partners
 
 
 class Mirrored(Network):
@@ -34,6 +34,12 @@ class Mirrored(Network):
 
 
 def with_mirroring(model: Model) -> Model:
-    """The model with test-time mirroring; passes take twice as long."""
+    """The model with test-time mirroring; passes take twice as long.
+
+    Raises:
+        ValueError: a structure of one side would be looked for on both.
+    """
+    if not has_both_sides(model.structures):
+        raise ValueError("--tta: this network knows a structure on one side only")
     mirrored: Any = Mirrored(model.network, model.structures).eval()
     return replace(model, network=mirrored)

@@ -61,12 +61,13 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def finished_report(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | None:
-    """The report of an earlier run with the same identity, or None."""
+    """The report of an earlier run with the same identity whose files are all there, or None."""
     try:
         report = json.loads((folder / REPORT_NAME).read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return report if report.get("identity") == _plain(identity) else None
+    whole = all((folder / name).exists() for name in report.get("files", ()))
+    return report if whole and report.get("identity") == _plain(identity) else None
 
 
 @contextmanager

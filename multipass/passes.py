@@ -26,6 +26,8 @@ from multipass.windows import (
 )
 
 NOT_FOUND = "no pelvis found: the closer look took the whole scan"
+# Specks that a first pass sees elsewhere in a body are smaller than a bone's part that is missed.
+OUTSIDE_ML = 5.0
 
 Disturb = Callable[[torch.Tensor], torch.Tensor]
 
@@ -152,4 +154,16 @@ def closer(first: PassResult, volume: Volume) -> tuple[list[Grid], list[str]]:
     box = pelvis_box(foreground, volume.grid.box_mm())
     if box is None:
         return first.windows, [NOT_FOUND]
-    return [window_over(box)], []
+    lost_ml = _outside_ml(foreground, box)
+    lost = [f"the first pass saw {lost_ml:.0f} mL outside of the pelvis window"]
+    return [window_over(box)], lost if lost_ml >= OUTSIDE_ML else []
+
+
+def _outside_ml(foreground: Volume, box_mm: np.ndarray) -> float:
+    """What a first pass found outside of a box, in mL."""
+    grid = foreground.grid
+    index = (box_mm - grid.origin_mm) / grid.spacing_mm
+    low, high = np.ceil(index[0]).astype(int), np.floor(index[1]).astype(int) + 1
+    found = foreground.array > 0.5
+    inside = found[tuple(slice(max(a, 0), b) for a, b in zip(low, high, strict=True))]
+    return (np.count_nonzero(found) - np.count_nonzero(inside)) * grid.voxel_ml

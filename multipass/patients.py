@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import pickle
 import pickletools
@@ -181,7 +182,25 @@ def write_complete_dataset(folder: Path, paths: list[Path]) -> Path:
             patient = read_patient(path)
             file.write(_body(patient["patient_id"]) + _body(patient) + pickle.SETITEM)
         file.write(pickle.SETITEMS + pickle.STOP)
+    index = {"bytes": target.stat().st_size, "files": [path.name for path in paths]}
+    with replacing(_index(target)) as temporary:
+        temporary.write_text(json.dumps(index), encoding="utf-8")
     return target
+
+
+def _index(dataset: Path) -> Path:
+    return dataset.with_name(f".{dataset.stem}.json")
+
+
+def joined_files(dataset: Path) -> list[Path]:
+    """The files beside a dataset that it was joined from; [] where they are not known or gone."""
+    try:
+        index = json.loads(_index(dataset).read_text(encoding="utf-8"))
+        files = [dataset.parent / name for name in index["files"]]
+        whole = index["bytes"] == dataset.stat().st_size
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
+    return files if whole and all(file.is_file() for file in files) else []
 
 
 def _body(value: Any) -> bytes:

@@ -13,7 +13,7 @@ from multipass.patients import FORMAT
 from multipass.segmentation import Reference, marked_cut, read_reference
 from multipass.series import Found, SegHeader, Series, find
 from multipass.structures import Structure, by_codes
-from multipass.volume import AIR_HU, Grid, Volume, upright
+from multipass.volume import Grid, Volume, unseen_columns, upright
 from multipass.windows import (
     body_box,
     guarded,
@@ -56,7 +56,7 @@ def prepare_patient(
     ct = read_ct(series)
     volume = upright(ct.volume)
     reference = read_reference(headers, volume.grid, rules, ct if ct.is_tilted else None)
-    reference = marked_cut(reference, volume.array.max(axis=2) <= AIR_HU)
+    reference = marked_cut(reference, unseen_columns(volume))
     scan, pelvis = _windows(volume, reference)
     patient = {
         "format": FORMAT,
@@ -67,6 +67,7 @@ def prepare_patient(
         "source": _source(folder, root, series, headers, ct),
     }
     left_out = [f"{other}: {reason}" for other, reason in others]
+    notes += found.unread_beside(series)
     notes += [*ct.notes, *reference.notes, *(f"left out {text}" for text in left_out)]
     return patient, _facts(series, ct.volume.grid, reference, notes)
 

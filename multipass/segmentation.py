@@ -12,7 +12,15 @@ from multipass.ct import CT, resample_lattice
 from multipass.dcmqi import read_segments
 from multipass.series import SegHeader
 from multipass.structures import PELVIS, Structure, by_codes, ordered
-from multipass.volume import Grid, Volume, axis_order, ints3, resample, resample_oblique
+from multipass.volume import (
+    Grid,
+    Volume,
+    axis_order,
+    ints3,
+    is_cut,
+    resample,
+    resample_oblique,
+)
 
 # Grids whose voxels drift apart by less than this over their whole size are the same grid.
 CONGRUENT_VOXELS = 0.1
@@ -93,14 +101,16 @@ def read_reference(
         headers: one or more files; a structure may lie in one of them only.
         grid: the scan's upright grid.
         rules: from a segment's attributes (dcmqi's meta.json) to structures: none to leave it out,
-            two to split it at its midline; see `structures.read_rules`.
+            two to split it at its midline; see `structures.read_rules`. Segments that they name
+            alike become one structure, and are noted.
         tilted: the CT, where its gantry was tilted: the masks are sheared as its slices are.
 
     Raises:
-        ValueError: a file cannot be read, a structure lies twice, nothing lies in the scan, left
-            and right are swapped.
+        ValueError: a file cannot be read, a structure lies twice, codes do not tell segments apart,
+            nothing lies in the scan, left and right are swapped.
     """
     pieces: dict[Structure, list[tuple[tuple[int, int, int], np.ndarray]]] = {}
+    labels: dict[Structure, list[str]] = {}
     notes: list[str] = []
     for header in headers:
         owned = set(pieces)
@@ -113,6 +123,8 @@ def read_reference(
                 if structure in owned:
                     raise ValueError(f"{structure.name} lies in two segmentation files")
                 pieces.setdefault(structure, []).append(piece)
+                labels.setdefault(structure, []).append(label)
+    notes += _joined(labels, rules is by_codes)
     names = ordered(list(pieces))
     segments = [_merged(s, pieces[s], grid) for s in names]
     if not any(segment.mask.size for segment in segments):
@@ -124,23 +136,40 @@ def read_reference(
     return Reference(grid, tuple(segments), tuple(notes))
 
 
-def marked_cut(reference: Reference, outside: np.ndarray) -> Reference:
+def marked_cut(reference: Reference, unseen: np.ndarray) -> Reference:
     """The reference with structures marked as cut that touch columns outside the field of view.
 
     Args:
-        outside: bool (X, Y), True where the scan has no pixel in any slice, as outside of a
-            circular field of view.
+        unseen: see `volume.unseen_columns`.
     """
-    segments = []
-    for segment in reference.segments:
-        if segment.status == "complete":
-            (x, y), (nx, ny) = segment.start[:2], segment.mask.shape[:2]
-            shadow = np.pad(segment.mask.any(axis=2), 1)
-            around = outside[x - 1 : x + nx + 1, y - 1 : y + ny + 1]
-            if (ndimage.binary_dilation(shadow) & around).any():
-                segment = replace(segment, status="cut")
-        segments.append(segment)
+    depth = reference.grid.size[2]
+    segments = [
+        replace(segment, status="cut")
+        if segment.status == "complete" and is_cut(segment.mask, segment.start, depth, unseen)
+        else segment
+        for segment in reference.segments
+    ]
     return replace(reference, segments=tuple(segments))
+
+
+def _joined(labels: dict[Structure, list[str]], only_codes: bool) -> list[str]:
+    """Notes on structures that several segments name, as the fragments of a bone do.
+
+    Raises:
+        ValueError: all that such segments have in common is a code that this product does not know,
+            as where every segment is coded as 'Tissue'.
+    """
+    notes = []
+    for structure, names in labels.items():
+        if len(names) > 1:
+            listed = ", ".join(f"'{name}'" for name in names)
+            if only_codes and structure not in PELVIS and len(set(names)) > 1:
+                raise ValueError(
+                    f"segments {listed} have the same code ({structure.meaning}); --structures can "
+                    "tell them apart by their labels"
+                )
+            notes.append(f"segments {listed} taken together as {structure.name}")
+    return notes
 
 
 # ----------------------------------------------------------------- placement

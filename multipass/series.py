@@ -25,6 +25,8 @@ from pydicom.uid import (
 MULTIFRAME_CT = {EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage}
 CT_CLASSES = {CTImageStorage, *MULTIFRAME_CT}
 MIN_SLICES = 3
+# What people and systems leave beside scans.
+NO_DICOM = {".md", ".txt", ".json", ".csv", ".png", ".jpg", ".html", ".xml", ".pdf", ".db", ".ini"}
 # Within 45 degrees of the patient's long axis.
 AXIAL_COSINE = math.cos(math.radians(45))
 # 16-bit values become HU: outside of these the tags are damaged.
@@ -98,6 +100,12 @@ class Series:
     def is_axial(self) -> bool:
         return bool(self.slices) and abs(self.slices[0].normal[2]) > AXIAL_COSINE
 
+    @property
+    def extent_mm(self) -> float:
+        """How far its slices lie apart; 0 where bolus tracking repeats one place."""
+        places = np.array([piece.position_mm for piece in self.slices])
+        return float(np.ptp(places, axis=0).max()) if self.slices else 0.0
+
     def __str__(self) -> str:
         return f"series {self.number} '{self.description}' ({len(self.slices)} slices)"
 
@@ -114,11 +122,24 @@ class SegHeader:
 
 @dataclass
 class Found:
-    """What a folder holds: CT series, SEG files, and all else with the reason to leave it."""
+    """What a folder holds: CT series, SEG files, other DICOM files, and files that could not be
+    read, both with the reason to leave them."""
 
     ct: list[Series] = field(default_factory=list)
     seg: list[SegHeader] = field(default_factory=list)
-    left_out: list[tuple[str, str]] = field(default_factory=list)
+    others: list[tuple[Path, str]] = field(default_factory=list)
+    unread: list[tuple[Path, str]] = field(default_factory=list)
+
+    def unread_beside(self, series: Series) -> list[str]:
+        """A note if files in the series' folders could not be read: its ends may be missing, which
+        the places of the other slices do not show."""
+        folders = {piece.path.parent for piece in series.slices}
+        beside = [(path, why) for path, why in self.unread if path.parent in folders]
+        if not beside:
+            return []
+        path, why = beside[0]
+        files = "1 file" if len(beside) == 1 else f"{len(beside)} files"
+        return [f"{files} beside the slices could not be read ({path.name}: {why})"]
 
 
 def find(roots: Path | Iterable[Path]) -> Found:
@@ -130,6 +151,8 @@ def find(roots: Path | Iterable[Path]) -> Found:
     for path in sorted(p for p in below if p.is_file()):
         if path.name == "DICOMDIR" or path.name.startswith("."):
             continue
+        if path.suffix.lower() in NO_DICOM:
+            continue
         try:
             header = read_header(path)
             if header.get("Modality") == "SEG":
@@ -139,11 +162,11 @@ def find(roots: Path | Iterable[Path]) -> Found:
                 groups[str(header.get("SeriesInstanceUID", "")), localizer].append((path, header))
             else:
                 what = f"{header.get('Modality', 'no modality')}, not a CT image"
-                found.left_out.append((path.name, what))
+                found.others.append((path, what))
         except ValueError as error:
-            found.left_out.append((path.name, short(error)))
+            found.unread.append((path, short(error)))
         except Exception as error:  # values are decoded when they are asked for
-            found.left_out.append((path.name, f"damaged DICOM header ({short(error)})"))
+            found.unread.append((path, f"damaged DICOM header ({short(error)})"))
     found.ct = [_series(uid, members) for (uid, _), members in sorted(groups.items())]
     return found
 

@@ -86,6 +86,12 @@ def mirror_partners(structures: Sequence[Structure]) -> list[int]:
     return [index.get((s.scheme, s.value, OTHER_SIDE[s.side]), i) for i, s in enumerate(structures)]
 
 
+def has_both_sides(structures: Sequence[Structure]) -> bool:
+    """False if a left structure has no right one to become in a mirror, or the reverse."""
+    partners = mirror_partners(structures)
+    return all(not s.side or partners[i] != i for i, s in enumerate(structures))
+
+
 def side_from_words(label: str) -> str:
     """'left' or 'right' where exactly one of the two stands in the label as a word, else ''."""
     words = set(re.split(r"[\W_]+", label.lower()))

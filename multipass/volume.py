@@ -6,10 +6,12 @@ arrays exist only inside this module and where a file is read or written.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import SimpleITK as sitk
+from scipy import ndimage
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 AIR_HU = -1024
@@ -191,6 +193,33 @@ def resample_oblique(volume: Volume, target: Grid, outside: float = AIR_HU) -> V
         outside,
     )
     return from_sitk(image)
+
+
+# ---------------------------------------------------------------- field of view
+
+
+def unseen_columns(volume: Volume) -> np.ndarray:
+    """bool (X, Y): True where an upright CT has no pixel in any slice, as outside of a circular
+    field of view."""
+    return volume.array.max(axis=2) <= AIR_HU
+
+
+def is_cut(mask: np.ndarray, start: Sequence[int], depth: int, unseen: np.ndarray) -> bool:
+    """Whether a structure touches an end of the scan or columns outside its field of view.
+
+    Args:
+        mask: the structure in its bounding box; bool or fractions.
+        start: index of the box's first voxel in the scan.
+        depth: slices of the scan.
+        unseen: (X, Y), see `unseen_columns`.
+    """
+    size = (*unseen.shape, depth)
+    if any(s == 0 or s + n == m for s, n, m in zip(start, mask.shape, size, strict=True)):
+        return True
+    (x, y), (nx, ny) = start[:2], mask.shape[:2]
+    shadow = np.pad(mask.any(axis=2), 1)
+    around = unseen[x - 1 : x + nx + 1, y - 1 : y + ny + 1]
+    return bool((ndimage.binary_dilation(shadow) & around).any())
 
 
 # ------------------------------------------------------- separable resampling

@@ -26,6 +26,7 @@ GUARD = 0.2
 BODY_HU = -300
 BODY_STEP_MM = 4.0
 BODY_OPENING_STEPS = 2
+BODY_PART = 1 / 3
 NEARBY_MM = 50.0
 NEARBY_MIN_MM3 = 1000.0
 
@@ -38,7 +39,8 @@ def window_over(box_mm: np.ndarray) -> Grid:
 
 def body_box(volume: Volume) -> np.ndarray:
     """The box of the body in an upright CT: the largest component above -300 HU after an opening of
-    8 mm, so that table, sheets, cables and most arms do not stretch it.
+    8 mm, so that table, sheets, cables and most arms do not stretch it; and components of at least
+    a third of its size, as below the crotch each thigh is one.
 
     The component is found on every n-th voxel (about 4 mm apart); the box is grown by that much and
     clipped to the scan. A scan with nothing above -300 HU gives the whole scan's box.
@@ -51,8 +53,9 @@ def body_box(volume: Volume) -> np.ndarray:
     if not body.any():
         return volume.grid.box_mm()
     labels, _ = ndimage.label(body)
-    largest = 1 + int(np.bincount(labels.ravel())[1:].argmax())
-    spans = ndimage.find_objects((labels == largest).astype(np.uint8))[0]
+    sizes = np.bincount(labels.ravel())[1:]
+    large = 1 + np.flatnonzero(sizes >= BODY_PART * sizes.max())
+    spans = ndimage.find_objects(np.isin(labels, large).astype(np.uint8))[0]
     origin = np.asarray(volume.grid.origin_mm)
     low = origin + (np.array([s.start for s in spans]) - 1) * steps * spacing
     high = origin + np.array([s.stop for s in spans]) * steps * spacing
@@ -111,7 +114,7 @@ def pelvis_box(foreground: Volume, limit_mm: np.ndarray) -> np.ndarray | None:
         limit_mm: the scan's box.
 
     Returns:
-        The box, or None where no voxel exceeds 0.5.
+        The box, or None where no component of voxels above 0.5 has 1 cm3: a speck is no pelvis.
     """
     found = foreground.array > 0.5
     if not found.any():
@@ -119,6 +122,8 @@ def pelvis_box(foreground: Volume, limit_mm: np.ndarray) -> np.ndarray | None:
     spacing = np.asarray(foreground.grid.spacing_mm)
     labels, count = ndimage.label(found)
     sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:] * spacing.prod()
+    if sizes.max() < NEARBY_MIN_MM3:
+        return None
     largest = labels == 1 + int(sizes.argmax())
     kept = largest
     if count > 1:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pydicom
 import pytest
+import SimpleITK as sitk
 from enhanced import write_enhanced
 from pydicom.uid import generate_uid
 
@@ -120,6 +121,45 @@ def test_names_are_safe_and_unique(tmp_path):
         (tmp_path / name).write_bytes(b"")
     found, _ = cases(tmp_path)
     assert sorted(found) == ["SCAN_3", "con_2", "scan", "scan_2", "summary.csv_2", "ö_.._x"]
+
+
+def test_a_series_at_one_place_is_no_scan(tmp_path, patient):
+    """Bolus tracking, which most contrast studies contain."""
+    shutil.copytree(patient / "im_1", tmp_path / "in" / "study" / "scan")
+    shutil.copytree(patient / "im_1", tmp_path / "in" / "study" / "bolus")
+    another_series(tmp_path / "in" / "study" / "bolus", "bolus tracking")
+    for path in (tmp_path / "in" / "study" / "bolus").iterdir():
+        dataset = pydicom.dcmread(path)
+        dataset.ImagePositionPatient = [0, 0, 0]
+        dataset.save_as(path)
+    found, refused = cases(tmp_path / "in")
+    assert list(found) == ["study_scan"] and not refused
+    shutil.rmtree(tmp_path / "in" / "study" / "scan")
+    found, refused = cases(tmp_path / "in")
+    assert not found and "all slices at one place" in refused["study"]
+
+
+def test_slices_that_cannot_be_read_are_named(tmp_path, patient):
+    shutil.copytree(patient / "im_1", tmp_path / "in" / "scan")
+    paths = sorted(
+        (tmp_path / "in" / "scan").iterdir(),
+        key=lambda path: float(pydicom.dcmread(path).ImagePositionPatient[2]),
+    )
+    for path in paths[:3]:
+        path.write_bytes(b"")
+    (tmp_path / "in" / "scan" / "notes.txt").write_text("no slice")
+    found, _ = cases(tmp_path / "in")
+    (note,) = found["scan"].notes
+    assert note.startswith("3 files beside the slices could not be read")
+    assert len(found["scan"].files) == len(paths) - 3
+
+
+@pytest.mark.parametrize(("suffix", "data"), [(".mhd", ".zraw"), (".nhdr", ".raw.gz")])
+def test_detached_voxels_are_among_the_files(tmp_path, suffix, data):
+    path = tmp_path / f"scan{suffix}"
+    sitk.WriteImage(sitk.Image(4, 4, 4, sitk.sitkInt16), str(path), useCompression=True)
+    found, refused = cases(tmp_path)
+    assert found["scan"].files == [path, tmp_path / f"scan{data}"] and not refused
 
 
 def test_a_multi_frame_file_alone_is_a_case(tmp_path, patient):

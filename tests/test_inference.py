@@ -22,7 +22,7 @@ from orientation import ORDERS, oriented
 
 from multipass import passes
 from multipass.maps import native_labels
-from multipass.mirrored import Mirrored
+from multipass.mirrored import Mirrored, with_mirroring
 from multipass.network import Network
 from multipass.patients import write_patient
 from multipass.phantom import make_subject
@@ -227,7 +227,7 @@ def test_nothing_found_is_flagged_not_silent(script, tmp_path, capsys):
     assert "Flag: chest: no pelvis found" in capsys.readouterr().out
 
 
-def test_missing_cut_and_swapped_structures_are_named(script, tmp_path):
+def test_missing_and_cut_structures_are_named(script, tmp_path):
     volume, label = oracle.scene(oracle.scene_grid())
     array = volume.array.copy()
     array[label == 3] = 40
@@ -333,6 +333,32 @@ def test_a_second_run_does_the_rest(script, tmp_path, capsys):
     assert len(list(csv.DictReader((tmp_path / "out" / "summary.csv").open()))) == 10
     assert run(script, tmp_path, passes=1) == 0
     assert (tmp_path / "out" / "a" / "mask.nii.gz").stat().st_mtime_ns != before
+
+
+def test_what_is_missing_of_a_result_is_made_again(script, tmp_path, monkeypatch, capsys):
+    volume, _ = oracle.scene(oracle.scene_grid((6.2, 5.8, 8.0)))
+    recipe = make_subject(3, 0, matrix=64, size="small", padding=None).recipe
+    write_ct(tmp_path / "in" / "scan", volume, recipe)
+
+    def refused(*_, **__):
+        raise ValueError("dcmqi was not found")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("multipass.products.write_seg", refused)
+        assert run(script, tmp_path) == 1
+    assert "no seg.dcm: dcmqi was not found" in capsys.readouterr().err
+    assert run(script, tmp_path) == 0
+    for name in ("seg.dcm", "mask.nii.gz"):
+        (tmp_path / "out" / "scan" / name).unlink()
+        assert run(script, tmp_path) == 0
+        assert (tmp_path / "out" / "scan" / name).exists()
+
+
+def test_mirroring_needs_both_sides():
+    model = oracle.model()
+    with pytest.raises(ValueError, match="on one side only"):
+        with_mirroring(replace(model, structures=model.structures[1:]))
+    assert with_mirroring(model).structures == model.structures
 
 
 def test_mirroring_swaps_sides():

@@ -312,6 +312,12 @@ def test_padding_becomes_air(tmp_path, subject):
     assert np.array_equal(padded[middle], plain[middle])
 
 
+def test_slices_that_cannot_be_read_are_noted(patient):
+    by_position(patient)[0].write_bytes(b"")
+    _, facts = prepare_patient(patient, patient.parent)
+    assert "1 file beside the slices could not be read" in facts["notes"]
+
+
 def test_a_segmentation_with_a_wrong_spacing_or_a_moved_frame_is_refused(patient):
     path = next((patient / "im_3").iterdir())
     dataset = pydicom.dcmread(path)
@@ -406,7 +412,7 @@ def test_window_and_labels_of_a_patient_file_lie_in_the_patient(patient, subject
 @pytest.mark.parametrize(
     ("folder", "words"),
     [
-        ("series/notavolume", "different slices at one place"),
+        ("series/notavolume", "slices at one place"),
         ("series/sliceincrement/001", "5, 5, 10 mm apart"),
         ("series/sliceincrement/002", "apart, a file missing?"),
         ("series/slicecount", "MR, not a CT image"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import oracle
 import pytest
@@ -21,7 +23,7 @@ from multipass.maps import (
     shared_rows,
 )
 from multipass.network import MultiPassUNet, Network
-from multipass.passes import NOT_FOUND, View, run, segment
+from multipass.passes import NOT_FOUND, View, closer, run, segment
 from multipass.patients import window_of
 from multipass.structures import PELVIS
 from multipass.volume import Grid, Volume
@@ -30,9 +32,13 @@ from multipass.windows import scan_windows, window_over
 SMALL = np.array([[-100.0, -80.0, -90.0], [110.0, 90.0, 70.0]])
 
 
-def ramp(grid: Grid) -> np.ndarray:
+def places(grid: Grid) -> list[np.ndarray]:
     axes = [grid.origin_mm[a] + np.arange(grid.size[a]) * grid.spacing_mm[a] for a in range(3)]
-    x, y, z = np.meshgrid(*axes, indexing="ij")
+    return np.meshgrid(*axes, indexing="ij")
+
+
+def ramp(grid: Grid) -> np.ndarray:
+    x, y, z = places(grid)
     return x + 2 * y - 3 * z
 
 
@@ -195,6 +201,37 @@ def test_segment_looks_closer_in_the_second_pass():
     # The context of pass 2 is pass 1's bone, where pass 2 sees bone.
     bone = second.probabilities[0][1] > 0.5
     assert seer.contexts[1][0, 1].float().numpy()[bone].mean() > 0.8
+
+
+@pytest.mark.parametrize(("reach_mm", "flagged"), [(-10, False), (70, True)])
+def test_what_the_first_pass_saw_outside_of_the_pelvis_window_is_flagged(reach_mm, flagged):
+    window = window_over(BODY)
+    found = np.zeros((2, *window.size), np.float32)
+    x, y, z = places(window)
+    found[1] = (np.abs(x) < 60) & (np.abs(y) < 40) & (np.abs(z) < 40)
+    found[1, (np.abs(x) < 20) & (np.abs(y) < 20) & (z > 130) & (z < 130 + reach_mm)] = 1
+    found[0] = 1 - found[1]
+    first = PassResult([window], [ClassMaps(found)], [])
+    windows, flags = closer(first, scan_of())
+    assert len(windows) == 1
+    assert bool(flags) == flagged
+    if flagged:
+        assert "outside of the pelvis window" in flags[0]
+
+
+def test_a_body_of_a_metre_is_looked_at_in_parts_and_gets_the_same_mask():
+    volume, label = oracle.scene(oracle.scene_grid())
+    below = np.full((*volume.array.shape[:2], 250), -1000, np.int16)
+    below[20:-20, 20:-20] = 40
+    tall = np.concatenate([volume.array, below], axis=2)
+    scan = Volume(tall, replace(volume.grid, size=tall.shape))
+    first, last = segment(oracle.model(), scan)
+    assert len(first.windows) == 3 and len(last.windows) == 1
+    labels = native_labels(last, scan.grid)
+    assert not labels[:, :, volume.array.shape[2] :].any()
+    for k in range(1, 6):
+        found, wanted = labels[:, :, : volume.array.shape[2]] == k, label == k
+        assert 2 * (found & wanted).sum() / (found.sum() + wanted.sum()) > 0.9
 
 
 def test_segment_with_the_scan_window_keeps_it():

@@ -376,6 +376,38 @@ def test_folds_part_the_patients(data):
         assert not set(training) & set(validation)
 
 
+def test_a_further_patient_leaves_the_folds_nearly_as_they_are(data):
+    cohort = Cohort(data)
+    cohort.ids = [f"Patient_{k:02d}" for k in range(1, 91)]
+    before = [set(cohort.split(5, k)[1]) for k in range(5)]
+    cohort.ids.append("Patient_91")
+    for k, earlier in enumerate(before):
+        assert len(earlier) == 18
+        assert len(earlier & set(cohort.split(5, k)[1])) >= 17
+
+
+def test_patient_files_that_a_dataset_was_not_joined_from_are_left_alone(tmp_path, monkeypatch):
+    data = write_cohort(tmp_path, 3)
+    write_patient(tmp_path / "Patient_09.pkl", {**patient(9), "patient_id": "Patient_09"})
+    monkeypatch.setattr("multipass.cohort.MAX_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("multipass.cohort.read_dataset", None)
+    assert Cohort(data).ids == ["Patient_01", "Patient_02", "Patient_03"]
+
+
+def test_an_earlier_network_is_renamed_not_overwritten(script, data, tmp_path, capsys):
+    options = script.Options(
+        data=data, output=tmp_path, filters=(4, 4, 8, 8), folds=3, steps_per_epoch=1, epochs=1
+    )
+    script.main(options)
+    before = {path.name: path.read_bytes() for path in tmp_path.glob("*.pth")}
+    script.main(replace(options, name="again", seed=1))
+    kept = {path.name: path.read_bytes() for path in tmp_path.glob("*_20*.pth")}
+    assert sorted(kept.values()) == sorted(before.values())
+    assert "best_model.pth of an earlier run is now best_model_" in capsys.readouterr().out
+    script.main(replace(options, name="again", seed=1, resume=True))
+    assert len(list(tmp_path.glob("*.pth"))) == 4
+
+
 def test_the_folder_is_the_same_cohort_as_the_file(data):
     held, streamed = Cohort(data), Cohort(data.parent)
     assert held.ids == streamed.ids and held.structures == streamed.structures

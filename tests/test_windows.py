@@ -59,6 +59,22 @@ def test_body_box_leaves_out_table_and_cable():
     np.testing.assert_allclose((low[2], high[2]), grid.box_mm()[:, 2])
 
 
+def test_body_box_holds_both_thighs():
+    grid = Grid((120, 80, 40), (3.0, 3.0, 5.0), (-178.5, -118.5, 0.0))
+    x, y, _ = np.ogrid[:120, :80, :40]
+    array = np.full(grid.size, -1000, np.int16)
+    for middle, radius in ((30, 26), (90, 24)):
+        array[np.broadcast_to(np.hypot(x - middle, y - 40) < radius, grid.size)] = 40
+    low, high = body_box(Volume(array, grid))
+    np.testing.assert_allclose((low[0], high[0]), (-166, 162), atol=8)
+
+
+def test_a_speck_is_no_pelvis():
+    window = window_over(BOX)
+    speck = foreground(window, [((0, 0, 0), (8, 8, 12))])
+    assert speck.any() and pelvis_box(Volume(speck, window), BOX) is None
+
+
 def test_body_box_of_air_is_the_scan():
     grid = Grid((40, 40, 40), (2.0, 2.0, 3.0), (0.0, 0.0, 0.0))
     air = Volume(np.full(grid.size, -1000, np.int16), grid)

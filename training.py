@@ -58,7 +58,7 @@ SETTINGS = (
 
 @dataclass(frozen=True)
 class Options:
-    """Trains the network and keeps the best by validation Dice as best_model.pth."""
+    """What a run depends on."""
 
     data: Path = ROOT / "processed_files" / "complete_dataset.pkl"
     """complete_dataset.pkl, or the folder of patient files, which is then streamed"""
@@ -71,6 +71,7 @@ class Options:
     name: str = ""
     """of the run: runs/<name>/; date and time if not given"""
     epochs: int = 300
+    """rounds over the training patients; with --minutes, whichever ends first"""
     steps_per_epoch: int = 0
     """batches an epoch; 0: each patient once, and at least 20 batches"""
     minutes: float = 0.0
@@ -81,7 +82,9 @@ class Options:
     lr: float = 0.0
     """peak of the learning rate; 0: 5e-3, and 1e-3 with --init"""
     weight_decay: float = 1e-2
+    """of AdamW"""
     schedule: Literal["cosine", "plateau"] = "cosine"
+    """learning rate: falls over the whole run, or is cut when validation stands still"""
     coarse: float | None = None
     """first part of the training, on windows of half the resolution, where steps take a fraction of
     the time; validation is always at full resolution, so that its Dice jumps when that part ends;
@@ -93,6 +96,7 @@ class Options:
     filters: tuple[int, int, int, int] = FILTERS
     """channels of the network's levels"""
     passes: int = 2
+    """how often the network looks at a scan"""
     window: Literal["pelvis", "scan"] = "pelvis"
     """what the passes after the first see"""
     folds: int = 5
@@ -100,6 +104,7 @@ class Options:
     fold: int = 0
     """which part validates, 0 to folds - 1"""
     seed: int = 0
+    """of weights, order and augmentation"""
     resume: bool = False
     """go on from OUTPUT/last.pth if there is one"""
     init: Path | None = None
@@ -173,9 +178,10 @@ def main(options: Options) -> int:
 def describe(options: Options, cohort: Cohort, train_ids: list[str], val_ids: list[str]) -> dict:
     """What the run is, for last.pth and runs/<name>/."""
     data_sha256 = cohort.sha256()
+    settings = {k: getattr(options, k) for k in SETTINGS}
     return {
         "name": options.name or time.strftime("%Y-%m-%d_%H-%M-%S"),
-        "settings": {k: getattr(options, k) for k in SETTINGS} | {"data_sha256": data_sha256},
+        "settings": settings | {"data_sha256": data_sha256, "validation": ", ".join(val_ids)},
         "trained_on": {
             "patients": len(train_ids),
             "training": train_ids,
@@ -318,7 +324,9 @@ def keep(state: State, dice: float, cohort: Cohort, options: Options, origin: di
     )
     content = checkpoint.as_dict(model)
     if state.epoch <= 1 and state.best < 0:
-        set_aside(options.output)
+        for name in ("best_model.pth", "last.pth"):
+            if kept := checkpoint.set_aside(options.output / name):
+                say(f"{name} of an earlier run is now {kept.name}.")
     better = dice > state.best
     if better:
         path = options.output / "best_model.pth"
@@ -328,16 +336,6 @@ def keep(state: State, dice: float, cohort: Cohort, options: Options, origin: di
     content["training"] = {**origin, "state": state.state_dict()}
     checkpoint.save(options.output / "last.pth", content)
     return better
-
-
-def set_aside(output: Path) -> None:
-    """Renames what an earlier run left where this one is about to write."""
-    for path in (output / "best_model.pth", output / "last.pth"):
-        if path.exists():
-            when = time.strftime("%Y-%m-%d_%H-%M-%S", time.localtime(path.stat().st_mtime))
-            kept = path.with_name(f"{path.stem}_{when}.pth")
-            path.replace(kept)
-            say(f"{path.name} of an earlier run is now {kept.name}.")
 
 
 def evaluate(
@@ -389,7 +387,7 @@ def say(text: str) -> None:
 
 if __name__ == "__main__":
     try:
-        code = main(tyro.cli(Options))
+        code = main(tyro.cli(Options, description=__doc__))
         stop_processes()
         sys.exit(code)
     except (ValueError, OSError) as error:

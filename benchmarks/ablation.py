@@ -34,11 +34,13 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 import tyro
 from native_scores import (
     KEY,
     ROOT,
+    by_patient,
     claim,
     outputs,
     read_rows,
@@ -93,6 +95,7 @@ DIFFERENCES = (
     (("multi-pass", "pass 2"), ("one on scan", "pass 1")),
     (("multi-pass", "pass 2"), ("one on pelvis", "pass 1")),
     (("two on scan", "pass 2"), ("two on scan", "pass 1")),
+    (("multi-pass", "pass 1"), ("two on scan", "pass 1")),
 )
 
 
@@ -213,6 +216,23 @@ def measured_seconds(options: Options, pool: ProcessPoolExecutor) -> dict[str, f
     return json.loads(path.read_text())
 
 
+def by_seed(rows: list[dict[str, str]]) -> list[str]:
+    """Markdown: each seed's means, which the intervals over patients say nothing of."""
+    seeds = sorted({row["seed"] for row in rows}, key=int)
+    heads = [f"seed {seed}, {metric}" for metric in ("Dice", "HD95 mm") for seed in seeds]
+    lines = ["| network | output | " + " | ".join(heads) + " |", "|" + "---|" * (2 + len(heads))]
+    means = [
+        by_patient([row for row in rows if row["seed"] == seed], metric)
+        for metric in ("dice", "hd95_mm")
+        for seed in seeds
+    ]
+    for key in by_patient(rows, "dice"):
+        figures = [float(np.nanmean(list(of_seed[key].values()))) for of_seed in means]
+        texts = [f"{v:.3f}" if i < len(seeds) else f"{v:.1f}" for i, v in enumerate(figures)]
+        lines.append("| " + " | ".join([*key, *texts]) + " |")
+    return lines
+
+
 def main(options: Options) -> None:
     claim(options.output, options.facts())
     os.environ["TQDM_DISABLE"] = "1"  # read when a process of the pool starts
@@ -227,11 +247,11 @@ def main(options: Options) -> None:
         for future in [pool.submit(test, a, s, options) for a, s in tasks]:
             print(future.result(), flush=True)
     rows = read_rows([options.output / f"{a.file}_seed{s}.csv" for a, s in tasks])
-    report(options.output, rows, table(rows, DIFFERENCES))
+    report(options.output, rows, [*table(rows, DIFFERENCES), "", *by_seed(rows)])
 
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Options))
+        main(tyro.cli(Options, description=__doc__))
     except (ValueError, OSError) as error:
         sys.exit(f"ablation.py: {error}")

@@ -1,6 +1,7 @@
 """How good a checkpoint is on scans with references: each pass, a third one, a blank context.
 
-    python -m multipass.phantom --anatomy DIR --part test --patients 24 --seed 900 --output scans
+    python -m multipass.phantom --anatomy DIR --part test --patients 24 --seed 900 \
+        --matrix 256 --output scans
     python benchmarks/evaluate.py --test scans --output results --jobs 2
 
 Scores lie on the scans' own grids. `rows.csv` has a line for each scan, output and structure,
@@ -48,7 +49,7 @@ DIFFERENCES = [((NAME, "pass 2"), (NAME, other)) for other in ("pass 1", "blank 
 TALL_MM, METAL_HU, METAL_ML = 400.0, 2800, 0.5
 KINDS = {
     "prone": "prone",
-    "tall": "400 mm and taller",
+    "tall": "scan range of 400 mm and more",
     "metal": "metal",
     "cut": "hip or sacrum cut",
 }
@@ -153,6 +154,6 @@ def main(options: Options) -> None:
 
 if __name__ == "__main__":
     try:
-        main(tyro.cli(Options))
+        main(tyro.cli(Options, description=__doc__))
     except (ValueError, OSError) as error:
         sys.exit(f"evaluate.py: {error}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -114,26 +115,43 @@ def by_patient(rows: list[dict[str, str]], metric: str) -> dict[tuple[str, str],
 def table(rows: list[dict[str, str]], differences: Sequence[tuple]) -> list[str]:
     """Markdown: means, then paired differences, with 95 % intervals over patients."""
     dice, hd95 = by_patient(rows, "dice"), by_patient(rows, "hd95_mm")
-    missed = dict.fromkeys(dice, 0)
-    for row in rows:
-        missed[row["arm"], row["output"]] += row["outcome"] == "missed"
-    lines = ["| network | output | Dice | worst patient | HD95 mm | missed |", "|" + "---|" * 6]
+    outcomes = Counter((row["arm"], row["output"], row["outcome"]) for row in rows)
+    lines = [
+        "| network | output | Dice | worst patient | HD95 mm | missed, false |",
+        "|" + "---|" * 6,
+    ]
     for key in dice:
         worst = min(dice[key].values())
         cells = [*key, interval(dice[key].values(), 4), f"{worst:.3f}"]
-        cells += [interval(hd95[key].values(), 1), str(missed[key])]
+        cells += [interval(hd95[key].values(), 1)]
+        cells += [f"{outcomes[(*key, 'missed')]}, {outcomes[(*key, 'false alarm')]}"]
         lines.append("| " + " | ".join(cells) + " |")
     lines += ["", "| difference | Dice | HD95 mm |", "|---|---|---|"]
     for one, other in differences:
         if one in dice and other in dice:
             text = f"{', '.join(one)} - {', '.join(other)}"
-            both = (paired(dice, one, other), paired(hd95, one, other))
-            lines.append(f"| {text} | {interval(both[0], 4)} | {interval(both[1], 1)} |")
+            both = (paired(rows, metric, one, other) for metric in ("dice", "hd95_mm"))
+            cells = [text, *(interval(v, d) for v, d in zip(both, (4, 1), strict=True))]
+            lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
-def paired(values: dict, one: tuple[str, str], other: tuple[str, str]) -> list[float]:
-    return [values[one][patient] - values[other][patient] for patient in values[one]]
+def paired(
+    rows: list[dict[str, str]], metric: str, one: tuple[str, str], other: tuple[str, str]
+) -> list[float]:
+    """A difference a patient: the mean over the seeds and structures that have a value on both
+    sides, so that a bone which one side misses does not better that side's distance."""
+    values: dict[tuple[str, str], dict[tuple, float]] = {one: {}, other: {}}
+    for row in rows:
+        if (row["arm"], row["output"]) in values:
+            place = row["patient"], row["seed"], row["structure"]
+            values[row["arm"], row["output"]][place] = float(row[metric])
+    differences: dict[str, list[float]] = {}
+    for place, value in values[one].items():
+        difference = value - values[other].get(place, np.nan)
+        if np.isfinite(difference):
+            differences.setdefault(place[0], []).append(difference)
+    return [float(np.mean(of_patient)) for of_patient in differences.values()]
 
 
 def interval(values: Any, digits: int) -> str:

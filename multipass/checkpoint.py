@@ -76,6 +76,15 @@ def save(path: Path, content: dict) -> None:
         torch.save(content, temporary)
 
 
+def set_aside(path: Path) -> Path | None:
+    """Renames a checkpoint after its time of change, so that another run may write in its place;
+    returns its new path, None where there is no checkpoint."""
+    if not path.exists():
+        return None
+    when = datetime.fromtimestamp(path.stat().st_mtime)
+    return path.replace(path.with_name(f"{path.stem}_{when:%Y-%m-%d_%H-%M-%S}{path.suffix}"))
+
+
 def read(path: Path, device: torch.device | str = "cpu") -> dict:
     """The content of a checkpoint file, checked to be one.
 

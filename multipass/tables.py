@@ -19,6 +19,11 @@ COLUMNS = (
 _OVERLAPS = (("Dice [95 %] worst", "dice", 3), ("NSD 2 mm [95 %] worst", "nsd_2mm", 3))
 _DISTANCES = (("HD95 mm [95 %] worst", "hd95_mm", 1), ("ASSD mm [95 %] worst", "assd_mm", 2))
 
+# Where a percentile bootstrap covers less than 90 % of normal data's means; of 3 values it gives
+# their range.
+FEW_CASES = 10
+FEW_NOTE = "Intervals are over cases: too narrow for fewer than 10, their range for 3."
+
 
 def write_summary(path: Path, rows: Iterable[dict[str, Any]]) -> None:
     """One line a case, pass and structure; what is unknown is left blank."""
@@ -47,7 +52,9 @@ def score_lines(rows: Sequence[dict[str, Any]]) -> list[str]:
         for part in (_OVERLAPS, _DISTANCES)
         if any(math.isfinite(line[metric]) for line in cohort for _, metric, _ in part)
     ]
-    return [line for part in parts for line in _part_lines(cohort, part)]
+    lines = [line for part in parts for line in _part_lines(cohort, part)]
+    few = 1 < max(line["cases"] for line in cohort) < FEW_CASES
+    return lines + [FEW_NOTE] if few else lines
 
 
 def _part_lines(

@@ -51,7 +51,7 @@ def test_a_patient_counts_once_whatever_the_seeds(script):
     values = scores.by_patient(found, "dice")
     one, two = ("multi-pass", "pass 1"), ("multi-pass", "pass 2")
     assert values[one]["1"] == pytest.approx(0.82)
-    differences = scores.paired(values, two, one)
+    differences = scores.paired(found, "dice", two, one)
     assert differences == pytest.approx(gain)
     low, high = bootstrap_interval(gain)
     line = next(
@@ -76,5 +76,17 @@ def test_a_missed_structure_is_counted_and_has_no_distance(script):
         for line in script.table(found, script.DIFFERENCES)
         if line.startswith("| multi-pass | pass 1 ")
     )
-    assert line.endswith("| 3.0 [3.0, 3.0] | 1 |")
+    assert line.endswith("| 3.0 [3.0, 3.0] | 1, 0 |")
     assert "| 0.610 |" in line
+
+
+def test_to_miss_a_bone_does_not_better_the_distance(script):
+    found = rows(script, [0.0] * 4)
+    for row in found:
+        row["hd95_mm"] = "40" if row["structure"] == "left femur" else "4"
+        if row["structure"] == "left femur" and row["output"] == "pass 2":
+            row |= {"hd95_mm": "nan", "dice": "0", "outcome": "missed"}
+    one, two = ("multi-pass", "pass 1"), ("multi-pass", "pass 2")
+    assert sys.modules["native_scores"].paired(found, "hd95_mm", two, one) == [0.0] * 4
+    (line,) = (line for line in script.by_seed(found) if "pass 2" in line)
+    assert line == "| multi-pass | pass 2 | 0.408 | 0.417 | 4.0 | 4.0 |"

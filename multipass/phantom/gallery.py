@@ -28,7 +28,6 @@ matplotlib.use("Agg")
 
 ROWS, COLUMNS = 4, 6
 WINDOW_HU = (-180, 500)
-COLOURS = ("tab:orange", "tab:cyan", "tab:red", "tab:green", "tab:pink")
 
 
 def draw(axes: Axes, folder: Path, number: int) -> None:
@@ -47,8 +46,9 @@ def draw(axes: Axes, folder: Path, number: int) -> None:
         image, cmap="gray", vmin=WINDOW_HU[0], vmax=WINDOW_HU[1],
         origin="upper" if axis == 2 else "lower", aspect=spacing[across] / spacing[0],
     )  # fmt: skip
-    for value, colour in enumerate(COLOURS[: len(PELVIS)], start=1):
+    for value, structure in enumerate(PELVIS, start=1):
         if number % 2 and (label == value).any():
+            colour = [channel / 255 for channel in structure.colour]
             axes.contour(label == value, [0.5], colors=[colour], linewidths=0.7)
     axes.set_box_aspect(0.8)
     axes.set_facecolor("black")

@@ -27,11 +27,10 @@ import SimpleITK as sitk
 import tyro
 from tqdm import tqdm
 
-from multipass import __version__
+from multipass.files import code_sha256, replacing
 from multipass.patients import (
     DATASET_NAME,
     read_patient,
-    replacing,
     write_complete_dataset,
     write_patient,
 )
@@ -159,8 +158,8 @@ def process(folder: Path, options: Options, jobs: int) -> dict:
 
 
 def fingerprint_of(folder: Path, options: Options) -> str:
-    """Changes with the patient's files (name, size, time of change), the options, the version."""
-    digest = hashlib.sha256(f"{__version__} {options.series}".encode())
+    """Changes with the patient's files (name, size, time of change), the options, the code."""
+    digest = hashlib.sha256(f"{code_sha256()} {options.series}".encode())
     if options.structures:
         digest.update(options.structures.read_bytes())
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):

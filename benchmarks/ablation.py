@@ -46,6 +46,7 @@ from native_scores import (
     read_rows,
     reference_scans,
     report,
+    scans_sha256,
     score,
     table,
     write_rows,
@@ -55,10 +56,10 @@ import training
 from multipass.batches import Batches
 from multipass.checkpoint import Model
 from multipass.cohort import Cohort
+from multipass.files import replacing
 from multipass.maps import PassResult
 from multipass.network import MultiPassUNet
 from multipass.passes import closer, look_through, precision, segment
-from multipass.patients import replacing
 from multipass.trainer import State
 from multipass.volume import Volume
 from multipass.windows import HU_RANGE
@@ -115,7 +116,7 @@ class Options:
 
     def facts(self) -> dict[str, Any]:
         """What the results depend on, but for arms and seeds."""
-        facts = {"data": Cohort(self.data).sha256(), "test": str(self.test.resolve())}
+        facts = {"data": Cohort(self.data).sha256(), "test": scans_sha256(self.test)}
         return facts | {"minutes": self.minutes, "augmentation": self.augmentation}
 
     def settings(self, arm: Arm, seed: int) -> training.Options:

@@ -33,6 +33,7 @@ from native_scores import (
     read_rows,
     read_test_scan,
     report,
+    scans_sha256,
     score,
     table,
     write_rows,
@@ -40,6 +41,7 @@ from native_scores import (
 
 from multipass import checkpoint, metrics
 from multipass.cases import Case, find_cases
+from multipass.files import code_sha256, sha256_of
 from multipass.volume import Volume
 
 NAME = "multi-pass"
@@ -139,8 +141,9 @@ def by_structure(rows: list[dict[str, Any]], output: str) -> list[str]:
 
 
 def main(options: Options) -> None:
-    sha256 = checkpoint.file_sha256(options.model)
-    claim(options.output, {"test": str(options.test.resolve()), "model": sha256})
+    sha256 = sha256_of([options.model])
+    facts = {"test": scans_sha256(options.test), "model": sha256, "code": code_sha256()}
+    claim(options.output, facts)
     with ExitStack() as stack, ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
         cases = find_cases(options.test, stack).cases
         paths = list(pool.map(evaluate, cases, [options] * len(cases)))

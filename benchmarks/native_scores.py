@@ -19,10 +19,10 @@ sys.path.insert(0, str(ROOT))  # before this folder, which has a training.py, to
 from multipass.cases import Case, find_cases  # noqa: E402
 from multipass.checkpoint import Model  # noqa: E402
 from multipass.ct import read_ct  # noqa: E402
+from multipass.files import replacing, sha256_of  # noqa: E402
 from multipass.maps import PassResult, native_labels  # noqa: E402
 from multipass.metrics import bootstrap_interval, compare  # noqa: E402
 from multipass.passes import look_through, segment  # noqa: E402
-from multipass.patients import replacing  # noqa: E402
 from multipass.scoring import read_reference  # noqa: E402
 from multipass.structures import Structure  # noqa: E402
 from multipass.volume import Volume, upright  # noqa: E402
@@ -71,6 +71,11 @@ def read_test_scan(
     if reference is None:
         raise ValueError(f"{case.name}: no reference beside this scan to test on.")
     return upright(scan.volume), reference
+
+
+def scans_sha256(folder: Path) -> str:
+    """Hash of all files below a folder."""
+    return sha256_of(sorted(path for path in folder.rglob("*") if path.is_file()))
 
 
 def claim(folder: Path, facts: dict[str, Any]) -> None:

@@ -49,12 +49,12 @@ import training
 from multipass.batches import Batch, Batches
 from multipass.checkpoint import Model
 from multipass.cohort import Cohort
+from multipass.files import replacing
 from multipass.intensity import ContextOdds
 from multipass.loss import EMPTY_PART, soft_loss
 from multipass.maps import between
 from multipass.network import MultiPassUNet, Network
 from multipass.passes import blank, precision
-from multipass.patients import replacing
 from multipass.trainer import State, cosine
 from multipass.windows import HU_RANGE
 

@@ -31,8 +31,9 @@ import torch  # noqa: E402
 import tyro  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from multipass import __version__, checkpoint, findings, output, passes  # noqa: E402
+from multipass import checkpoint, findings, output, passes  # noqa: E402
 from multipass.cases import Case, find_cases  # noqa: E402
+from multipass.files import code_sha256, sha256_of  # noqa: E402
 from multipass.labelmaps import without_specks  # noqa: E402
 from multipass.maps import native_labels  # noqa: E402
 from multipass.mirrored import with_mirroring  # noqa: E402
@@ -87,6 +88,7 @@ class Options:
 def main(options: Options) -> int:
     if options.passes is not None and options.passes < 1:
         raise ValueError(f"--passes {options.passes}: at least one pass is needed")
+    check_folders(options.input, options.output)
     model = load_model(options.model)
     print(introduction(options.model, model))
     if options.tta:
@@ -112,6 +114,17 @@ def main(options: Options) -> int:
     return 1 if outcome.failed else 0
 
 
+def check_folders(source: Path, output: Path) -> None:
+    """Results among the scans would be taken for scans and references by the next run.
+
+    Raises:
+        ValueError: the output folder is the input folder or lies in it.
+    """
+    source, output = source.resolve(), output.resolve()
+    if source.is_dir() and (output == source or source in output.parents):
+        raise ValueError(f"--output {output} lies in --input {source}: name a folder outside of it")
+
+
 def load_model(path: Path) -> checkpoint.Model:
     """The network on CUDA where there is one.
 
@@ -134,7 +147,7 @@ def introduction(path: Path, model: checkpoint.Model) -> str:
         trained_on = f"{count} {trained_on.get('description') or 'patients'}"
     when = str(model.info.get("date") or "")[:10] or "on an unknown day"
     line = f"Network {path}, SHA-256 {model.sha256}, trained on {trained_on}, {when}."
-    if OWN_MODEL.is_file() and checkpoint.file_sha256(OWN_MODEL) != model.sha256:
+    if OWN_MODEL.is_file() and sha256_of([OWN_MODEL]) != model.sha256:
         line += f" A network you trained lies at {OWN_MODEL}: pass --model or copy it."
     return line
 
@@ -248,8 +261,8 @@ def identity_of(case: Case, model: checkpoint.Model, options: Options) -> dict[s
     """What a finished result depends on."""
     references = case.reference_files
     return {
-        "input_sha256": output.sha256_of(case.files),
-        "reference_sha256": output.sha256_of(references) if references else None,
+        "input_sha256": sha256_of(case.files),
+        "reference_sha256": sha256_of(references) if references else None,
         "model_sha256": model.sha256,
         "passes": options.passes or model.passes,
         "tta": options.tta,
@@ -258,7 +271,7 @@ def identity_of(case: Case, model: checkpoint.Model, options: Options) -> dict[s
         "meshes": options.meshes,
         "page": options.page,
         "least_part_mm3": options.least_part_mm3,
-        "multipass": __version__,
+        "code_sha256": code_sha256(),
     }
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
-import pickle
+import math
 import platform
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -12,13 +11,12 @@ from pathlib import Path
 
 import torch
 
+from multipass.files import replacing, sha256_of
 from multipass.network import MultiPassUNet
-from multipass.patients import replacing
 from multipass.structures import Structure
 
 FORMAT = "multipass-checkpoint-1"
 WINDOWS = ("pelvis", "scan")
-HASH_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -94,7 +92,7 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict:
     _check_there(path)
     try:
         content = torch.load(path, map_location=device, weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, KeyError, OSError, ValueError):
+    except Exception:  # damaged pickles raise many kinds
         raise ValueError(
             f"{path}: damaged, or not a PyTorch checkpoint of plain tensors."
         ) from None
@@ -114,7 +112,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> Model:
         ValueError: the file is missing, damaged, or something else.
     """
     _check_there(path)
-    sha256 = file_sha256(path)
+    sha256 = sha256_of([path])
     _check_sha256(path, sha256)
     content = read(path, device)
     try:
@@ -126,10 +124,11 @@ def load(path: Path, device: torch.device | str = "cpu") -> Model:
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path}: its parts do not fit together ({reason}).") from None
-    if len(structures) + 1 != network.classes or window not in WINDOWS or passes < 1:
+    fits = len(structures) + 1 == network.classes and window in WINDOWS and passes >= 1
+    if not (fits and -math.inf < low < high < math.inf):
         raise ValueError(
             f"{path}: its parts do not fit together ({len(structures)} structures, "
-            f"{network.classes} classes, window {window!r}, {passes} passes)."
+            f"{network.classes} classes, window {window!r}, {passes} passes, {low} to {high} HU)."
         )
     info = {k: content.get(k) for k in ("trained_on", "date", "dice", "versions")}
     network.to(device).eval()
@@ -151,11 +150,3 @@ def _check_sha256(path: Path, found: str) -> None:
             f"{path}: its SHA-256 is {found}, and {beside.name} beside it says another; "
             f"download both again, or delete {beside.name} if the network was replaced on purpose."
         )
-
-
-def file_sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while chunk := stream.read(HASH_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from multipass.files import sha256_of
 from multipass.patients import DATASET_NAME, joined_files, read_dataset, read_patient, window_of
 from multipass.structures import Structure, has_both_sides, ordered
 from multipass.windows import unguarded
@@ -22,7 +23,6 @@ from multipass.windows import unguarded
 # A larger complete_dataset.pkl is left alone and the patient files beside it are streamed.
 MAX_IN_MEMORY_BYTES = 1 << 30
 POINTS = 1500  # voxels of bone, evenly through their list, that say where they are
-HASH_CHUNK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -83,12 +83,7 @@ class Cohort:
 
     def sha256(self) -> str:
         """Hash of what training reads."""
-        digest = hashlib.sha256()
-        for file in self._files.values() or [self.path]:
-            with file.open("rb") as stream:
-                while chunk := stream.read(HASH_CHUNK):
-                    digest.update(chunk)
-        return digest.hexdigest()
+        return sha256_of(self._files.values() or [self.path])
 
     @property
     def mirror_allowed(self) -> bool:

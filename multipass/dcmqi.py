@@ -27,6 +27,7 @@ DCMQI_TIMEOUT_S = 600
 FRAME_TOLERANCE = 0.1
 SAME_SLICE_MM = 0.1
 SEGMENT_NUMBER = pydicom.tag.Tag("ReferencedSegmentNumber")
+PLACE = pydicom.tag.Tag("ImagePositionPatient")
 
 
 def dcmqi_command(name: str) -> str:
@@ -101,6 +102,24 @@ def read_segments(path: Path, tilted: CT | None) -> list[tuple[dict, Volume]]:
             for attributes in group:
                 converted.append((attributes, _one_segment(volume, attributes, spans, maximum)))
     return converted
+
+
+def number_places(dataset: Dataset) -> None:
+    """Numbers the places of a SEG's frames through all its segments, along the slices' normal: one
+    dimension index value is one place (PS3.3 C.7.6.17), where dcmqi counts anew in each segment."""
+    pointers = [item.DimensionIndexPointer for item in dataset.DimensionIndexSequence]
+    column = pointers.index(PLACE)
+    shared = dataset.SharedFunctionalGroupsSequence[0].PlaneOrientationSequence[0]
+    row, down = np.split(np.asarray(shared.ImageOrientationPatient, float), 2)
+    frames = dataset.PerFrameFunctionalGroupsSequence
+    places = [f.PlanePositionSequence[0].ImagePositionPatient for f in frames]
+    heights = np.round(np.asarray(places, float) @ np.cross(row, down), 3)
+    numbers = 1 + np.unique(heights, return_inverse=True)[1].ravel()
+    for frame, number in zip(frames, numbers, strict=True):
+        content = frame.FrameContentSequence[0]
+        values = list(content.DimensionIndexValues)
+        values[column] = int(number)
+        content.DimensionIndexValues = values
 
 
 def _without_drift(path: Path, tilted: CT, folder: Path) -> Path:

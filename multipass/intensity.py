@@ -88,14 +88,16 @@ class RandFieldOfView(Randomizable):
 
 
 class RandMetal(Randomizable):
-    """Rods of metal in the pelvis window, with streaks that fade with the distance."""
+    """Rods of metal in the pelvis window, with streaks that fade with the distance; metal is no
+    bone."""
 
     def __init__(self, prob: float) -> None:
         self.prob = prob
 
-    def __call__(self, images: torch.Tensor, boxes: list[np.ndarray]) -> torch.Tensor:
+    def __call__(self, seen: torch.Tensor, boxes: list[np.ndarray]) -> torch.Tensor:
+        """Takes and returns (W, C, X, Y, Z), image and fractions."""
         if self.R.rand() >= self.prob:
-            return images
+            return seen
         low, high = boxes[-1]
         for _ in range(self.R.randint(1, 4)):
             start = self.R.uniform(low, high)
@@ -103,9 +105,10 @@ class RandMetal(Randomizable):
             direction *= self.R.uniform(20, 120) / np.linalg.norm(direction)
             rod = start, direction, self.R.uniform(2, 12)
             rays, phase, depth = self.R.randint(2, 9), self.R.uniform(0, 6.3), self.R.uniform(0, 1)
-            for image, box in zip(images, boxes, strict=True):
-                _add_rod(image, box, rod, (rays, phase, depth))
-        return images
+            for channels, box in zip(seen, boxes, strict=True):
+                inside = _add_rod(channels[0], box, rod, (rays, phase, depth))
+                channels[1:].masked_fill_(inside, 0)
+        return seen
 
 
 def _centres(image: torch.Tensor, box: np.ndarray) -> list[torch.Tensor]:
@@ -120,7 +123,8 @@ def _centres(image: torch.Tensor, box: np.ndarray) -> list[torch.Tensor]:
     return out
 
 
-def _add_rod(image: torch.Tensor, box: np.ndarray, rod: tuple, streaks: tuple) -> None:
+def _add_rod(image: torch.Tensor, box: np.ndarray, rod: tuple, streaks: tuple) -> torch.Tensor:
+    """Draws a rod into an image (X, Y, Z); returns where it is."""
     start, direction, radius_mm = rod
     rays, phase, depth = streaks
     offset = [c - float(s) for c, s in zip(_centres(image, box), start, strict=True)]
@@ -134,7 +138,9 @@ def _add_rod(image: torch.Tensor, box: np.ndarray, rod: tuple, streaks: tuple) -
     angle = torch.atan2(dy.expand_as(in_plane), dx.expand_as(in_plane))
     fade = depth * torch.exp(-(in_plane.sqrt() / (4 * radius_mm))) * (dz.abs() < radius_mm)
     image += fade * torch.sin(rays * angle + phase)
-    image.masked_fill_(in_plane + dz**2 < radius_mm**2, 1.0)
+    inside = in_plane + dz**2 < radius_mm**2
+    image.masked_fill_(inside, 1.0)
+    return inside
 
 
 class RandIntensity(Randomizable):
@@ -154,7 +160,10 @@ class RandIntensity(Randomizable):
                 RandScaleIntensity(factors=0.25, prob=0.5 * strength),
                 RandShiftIntensity(offsets=0.08, prob=0.5 * strength),
                 RandBlur(prob=0.25 * strength, sigma=1.2),
-                RandSimulateLowResolution(prob=0.1 * strength, zoom_range=(0.5, 1.0)),
+                # Nearest neighbours, its default, would move the image against the reference.
+                RandSimulateLowResolution(
+                    prob=0.1 * strength, zoom_range=(0.5, 1.0), downsample_mode="area"
+                ),
                 RandNoise(prob=0.5 * strength, std=0.08),
             ]
         )
@@ -179,7 +188,7 @@ class RandIntensity(Randomizable):
         Returns:
             (W, X, Y, Z) images in [0, 1] and (W, K, X, Y, Z) fractions.
         """
-        self.metal(seen[:, 0], boxes)
+        seen = self.metal(seen, boxes)
         seen = self.field_of_view(seen, boxes, scan_box)
         return self.plain(seen[:, 0].contiguous()).clamp(0, 1), seen[:, 1:]
 

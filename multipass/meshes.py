@@ -29,6 +29,8 @@ def mesh_of(labels: np.ndarray, value: int, grid: Grid) -> tuple[np.ndarray, np.
     start = ints3(s.start - 2 for s in box)
     inside = np.pad(labels[box] == value, 2).astype(np.float32)
     field = ndimage.gaussian_filter(inside, BLUR_VOXELS) - 0.5
+    if not (field > 0).any():  # a sheet of one voxel
+        field = inside - 0.5
     field[[0, -1]] = field[:, [0, -1]] = field[:, :, [0, -1]] = -0.5
     points, triangles = surface_net(field)
     affine = grid.cropped(start, ints3(field.shape)).affine

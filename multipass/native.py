@@ -19,10 +19,10 @@ from multipass.checkpoint import Model
 from multipass.choice import choose
 from multipass.cohort import Cohort
 from multipass.ct import read_ct
+from multipass.files import replacing
 from multipass.maps import native_labels
 from multipass.metrics import METRICS
 from multipass.passes import precision, segment
-from multipass.patients import replacing
 from multipass.prepare import find_images
 from multipass.scoring import score
 from multipass.segmentation import Identify

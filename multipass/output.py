@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import logging
 import math
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,19 +14,24 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from multipass.patients import replacing
+from multipass.files import replacing
 from multipass.volume import Grid, Volume, from_sitk, to_sitk
 
 # NIfTI keeps the affine in float32; 0.01 mm is far below a voxel.
 SAME_PLACE_MM = 0.01
-HASH_CHUNK = 1 << 22
 REPORT_NAME = "report.json"
 
 
 @contextmanager
 def case_folder(output: Path, name: str) -> Iterator[Path]:
-    """A temporary folder that becomes `output/name` when the block ends without an error."""
+    """A temporary folder that becomes `output/name` when the block ends without an error.
+
+    Raises:
+        ValueError: there is such a folder, and it is none of an earlier run.
+    """
     temporary, final = output / f".{name}.partial", output / name
+    if final.exists() and not (final / REPORT_NAME).is_file():
+        raise ValueError(f"{final} holds no results and is left alone; give another --output")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     try:
@@ -83,16 +87,6 @@ def log_file(log: logging.Logger, path: Path) -> Iterator[None]:
     finally:
         log.removeHandler(handler)
         handler.close()
-
-
-def sha256_of(paths: Iterable[Path]) -> str:
-    """Over the files' contents in the order given."""
-    digest = hashlib.sha256()
-    for path in paths:
-        with path.open("rb") as file:
-            while chunk := file.read(HASH_CHUNK):
-                digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _corners(grid: Grid) -> np.ndarray:

@@ -8,7 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from multipass.patients import replacing
+from multipass.files import replacing
 from multipass.viewer import VIEWER_NAME, viewer_script
 
 CASE_PAGE = "view.html"
@@ -114,7 +114,7 @@ def write_case_page(folder: Path, report: dict[str, Any], data: dict[str, Any] |
     """
     viewer = f"<p>{SCRIPTLESS}</p>"
     if data is not None:
-        text = json.dumps(data).replace("</", "<\\/")
+        text = json.dumps(data).replace("<", "\\u003c")
         viewer = (
             f'{VIEWS}<script type="application/json" id="data">{text}</script>'
             f'<script src="../{VIEWER_NAME}"></script><script>{SCRIPT}</script>'

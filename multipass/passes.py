@@ -49,7 +49,8 @@ def computed_in(device: torch.device) -> torch.dtype:
     """What convolutions compute in: fp16 on CUDA, bf16 on CPUs that can, else float32."""
     if device.type == "cuda":
         return torch.float16
-    able = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    # Wheels without oneDNN, as for Apple silicon, lack the question, too.
+    able = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     return torch.bfloat16 if able else torch.float32
 
 

@@ -7,18 +7,16 @@ only the few that rebuild numpy arrays of numbers.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import json
-import os
 import pickle
 import pickletools
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from multipass.files import replacing
 from multipass.structures import Structure, ordered
 from multipass.volume import Grid, floats3
 from multipass.windows import GRID_SIZE
@@ -132,19 +130,6 @@ def _plain(value: Any) -> Any:
 
 
 # --------------------------------------------------------------------- writing
-
-
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that takes its name when the block ends without an error."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _pickled(value: Any) -> bytes:

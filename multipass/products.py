@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -145,7 +146,7 @@ def write_meshes(folder: Path, case: Segmented, suffix: str) -> None:
     for k, structure in enumerate(case.structures):
         points, triangles = mesh_of(case.labels, k + 1, case.upright.grid)
         if len(triangles):
-            name = structure.name.replace(" ", "_").replace("/", "_")
+            name = re.sub(r"[^\w.-]+", "_", structure.name)
             write_mesh(folder / f"{name}.{suffix}", points, triangles)
 
 

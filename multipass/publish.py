@@ -16,6 +16,7 @@ import torch
 import tyro
 
 from multipass import checkpoint
+from multipass.files import sha256_of
 
 NAMES = ("training", "validation")  # in 'trained_on', lists of patients' ids
 
@@ -40,7 +41,7 @@ def publish(source: Path, target: Path, description: str = "") -> str:
         half = rounded.setdefault(weight.data_ptr(), weight.half())
         content["state_dict"][name] = half
     checkpoint.save(target, content)
-    sha256 = checkpoint.file_sha256(target)
+    sha256 = sha256_of([target])
     beside = target.with_name(target.name + ".sha256")
     beside.write_text(f"{sha256}  {target.name}\n", encoding="utf-8")
     return sha256

@@ -68,9 +68,9 @@ def overlay(
     colours = [unit_rgb(s.colour) for s in structures]
     for ax, plane in zip(axes, planes, strict=True):
         draw(ax, plane, BONE_WINDOW_HU, colours)
-    figure.text(0.012, 1 - 0.3 / height, title, color=INK, size=14, va="center")
+    figure.text(0.012, 1 - 0.3 / height, literal(title), color=INK, size=14, va="center")
     warning = "\n".join(wrap("; ".join(flags), 175, max_lines=2))
-    figure.text(0.012, 1 - 0.65 / height, warning, color=WARNING, size=10, va="center")
+    figure.text(0.012, 1 - 0.65 / height, literal(warning), color=WARNING, size=10, va="center")
     handles = _legend(structures, mask, reference is not None)
     figure.legend(
         handles=handles,
@@ -103,6 +103,11 @@ def cohort_sheet(path: Path, entries: Iterable[SheetEntry]) -> list[Path]:
     return pages
 
 
+def literal(text: str) -> str:
+    """Text whose dollar signs matplotlib takes for dollar signs."""
+    return text.replace("$", r"\$")
+
+
 def _draw_page(path: Path, entries: Sequence[SheetEntry]) -> None:
     columns = min(SHEET_COLUMNS, len(entries))
     rows = -(-len(entries) // columns)
@@ -123,7 +128,8 @@ def _draw_page(path: Path, entries: Sequence[SheetEntry]) -> None:
         head = figure.add_subplot(cell[0, :])
         head.axis("off")
         colour = WARNING if entry.warn or not entry.planes else INK
-        head.text(0, 0.3, f"{entry.name}   {entry.text}", color=colour, size=9, wrap=True)
+        line = literal(f"{entry.name}   {entry.text}")
+        head.text(0, 0.3, line, color=colour, size=9, wrap=True)
         for k, plane in enumerate(entry.planes):
             draw(figure.add_subplot(cell[1, k]), plane, (0.0, 1.0), entry.colours)
     _save(figure, path)
@@ -133,7 +139,8 @@ def _legend(structures: Sequence[Structure], mask: np.ndarray, with_reference: b
     handles = []
     counts = voxel_counts(mask, len(structures))
     for structure, found in zip(structures, counts[1:], strict=True):
-        label = structure.name if found else f"{structure.name} (not found)"
+        name = literal(structure.name)
+        label = name if found else f"{name} (not found)"
         handles.append(Patch(color=unit_rgb(structure.colour), label=label))
     if with_reference:
         handles.append(Patch(edgecolor="white", facecolor="none", ls="--", label="reference"))

@@ -16,9 +16,9 @@ from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
 from multipass.batches import Batch, Batches
+from multipass.files import replacing
 from multipass.network import MultiPassUNet
 from multipass.passes import run
-from multipass.patients import replacing
 from multipass.report import cohort_sheet, sheet_entry
 from multipass.structures import Structure
 from multipass.windows import window_over

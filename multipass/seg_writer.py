@@ -22,10 +22,10 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from multipass import __version__
-from multipass.dcmqi import run_dcmqi
+from multipass.dcmqi import number_places, run_dcmqi
+from multipass.files import replacing
 from multipass.frames import is_multiframe, refer_to_frames, write_stand_ins
 from multipass.labelmaps import box_of, voxel_counts
-from multipass.patients import replacing
 from multipass.series import Slice
 from multipass.structures import CATEGORY, SIDES, Structure
 from multipass.volume import Grid, Volume, ints3, to_sitk
@@ -33,6 +33,7 @@ from multipass.volume import Grid, Volume, ints3, to_sitk
 ALGORITHM = "3D MultiPass U-Net"
 FAMILY = Code("123109", "DCM", "Artificial Intelligence")
 SERIES_NUMBER = "300"
+LOSSY = ["LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"]
 # A frame's place is that of its slice; positions are decimal strings of a source and a copy.
 SAME_PLACE_MM = 0.01
 
@@ -63,24 +64,29 @@ def write_seg(
     held = slice(0, grid.size[2]) if is_tilted else box[2]
     part = mask[:, :, held]
     volume = Volume(part, grid.cropped((0, 0, held.start), ints3(part.shape)))
-    dataset = _converted(volume, slices[held], structures, is_tilted)
-    _settle(dataset)
+    several = is_multiframe(slices)
+    dataset = _converted(volume, slices[held], structures, is_tilted, several)
+    _settle(dataset, slices[0].path)
     with replacing(path) as temporary:
         dataset.save_as(temporary)
         check_seg(pydicom.dcmread(temporary), mask, grid, () if is_tilted else slices, structures)
 
 
 def _converted(
-    mask: Volume, slices: Sequence[Slice], structures: Sequence[Structure], is_tilted: bool
+    mask: Volume,
+    slices: Sequence[Slice],
+    structures: Sequence[Structure],
+    is_tilted: bool,
+    several: bool,
 ) -> Dataset:
-    """What dcmqi makes of a mask."""
+    """What dcmqi makes of a mask; `several`: the CT is a file of several frames."""
     counts = voxel_counts(mask.array, len(structures))
     found = [(k, structure) for k, structure in enumerate(structures, 1) if counts[k]]
     with TemporaryDirectory(prefix="multipass_") as name:
         folder = Path(name)
         sources = folder / "sources"
         sources.mkdir()
-        frames = write_stand_ins(slices, sources) if is_multiframe(slices) else {}
+        frames = write_stand_ins(slices, sources) if several else {}
         if not frames:
             for number, source in enumerate(dict.fromkeys(piece.path for piece in slices)):
                 _link(source, sources / f"{number:05d}.dcm")
@@ -210,9 +216,15 @@ def _code(code: Code) -> dict[str, str]:
     }
 
 
-def _settle(dataset: Dataset) -> None:
-    """Adds name, version and family of the algorithm, PS3.3 C.8.20.2 and table 10-19, and takes out
-    dcmqi's clinical trial modules, which are incomplete."""
+def _settle(dataset: Dataset, source: Path) -> None:
+    """Adds name, version and family of the algorithm, PS3.3 C.8.20.2 and table 10-19, and whether
+    the source was compressed with loss; takes out dcmqi's clinical trial modules, which are
+    incomplete, and numbers the slices' places."""
+    number_places(dataset)
+    lossy = pydicom.dcmread(source, stop_before_pixels=True, specific_tags=LOSSY)
+    for keyword in LOSSY if lossy.get("LossyImageCompression") == "01" else ():
+        if keyword in lossy:
+            setattr(dataset, keyword, lossy[keyword].value)
     for keyword in dataset.dir("ClinicalTrial"):
         delattr(dataset, keyword)
     for segment in dataset.SegmentSequence:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydicom.sr.coding import Code
@@ -75,9 +75,16 @@ _TABLE_ORDER = {structure.key: i for i, structure in enumerate(PELVIS)}
 
 
 def ordered(structures: Sequence[Structure]) -> list[Structure]:
-    """The shipped table's order first, then by key; one entry a key."""
+    """The shipped table's order first, then by key; one entry a key, and no name twice: where two
+    coding schemes know a bone, the second gets its code behind its name."""
     unique = {structure.key: structure for structure in structures}
-    return sorted(unique.values(), key=lambda s: (_TABLE_ORDER.get(s.key, len(PELVIS)), s.key))
+    rows = sorted(unique.values(), key=lambda s: (_TABLE_ORDER.get(s.key, len(PELVIS)), s.key))
+    taken: set[str] = set()
+    for i, row in enumerate(rows):
+        if row.name in taken:
+            rows[i] = replace(row, name=f"{row.name} ({row.scheme} {row.value})")
+        taken.add(rows[i].name)
+    return rows
 
 
 def mirror_partners(structures: Sequence[Structure]) -> list[int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from multipass import metrics
-from multipass.patients import replacing
+from multipass.files import replacing
 
 COLUMNS = (
     *("case", "pass", "structure", "value", "outcome", *metrics.METRICS),

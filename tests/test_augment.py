@@ -8,11 +8,18 @@ import numpy as np
 import pytest
 import torch
 from balls import patient, write_cohort
+from monai.transforms import RandSimulateLowResolution
 
 from multipass.augment import Placement, RandPlacement, Space, look, undeformed
 from multipass.batches import Batches, ahead, random_state
 from multipass.cohort import Cohort, Sample
-from multipass.intensity import ContextOdds, RandContext, RandFieldOfView, RandIntensity
+from multipass.intensity import (
+    ContextOdds,
+    RandContext,
+    RandFieldOfView,
+    RandIntensity,
+    RandMetal,
+)
 from multipass.patients import write_patient
 from multipass.structures import PELVIS
 from multipass.windows import COARSE_GRID_SIZE, GRID_SIZE, unguarded
@@ -151,6 +158,31 @@ def test_intensity_is_the_same_for_all_windows_of_a_scan():
         intensity.set_random_state(seed)
         images, _ = intensity(seen.repeat(2, 1, 1, 1, 1), [box, box], box)
         torch.testing.assert_close(images[0], images[1])
+
+
+def test_low_resolution_does_not_move_the_image():
+    intensity = RandIntensity()
+    (low,) = (t for t in intensity.plain.transforms if isinstance(t, RandSimulateLowResolution))
+    low.prob = 1.0
+    axes = [torch.arange(n) - (n - 1) / 2 for n in (40, 40, 24)]
+    x, y, z = torch.meshgrid(*axes, indexing="ij")
+    ball = torch.exp(-(x**2 + y**2 + z**2) / 30)
+    for seed in range(6):
+        low.set_random_state(seed)
+        seen = low(ball[None])[0]
+        for axis in (x, y, z):
+            assert abs(float((seen * axis).sum() / seen.sum())) < 0.1
+
+
+def test_metal_is_no_bone():
+    box = np.array([[0.0, 0, 0], [200, 200, 100]])
+    metal = RandMetal(prob=1.0)
+    for seed in range(4):
+        metal.set_random_state(seed)
+        seen = metal(torch.full((1, 3, 40, 40, 20), 0.3), [box])[0]
+        rods = seen[1] == 0
+        assert rods.any() and not seen[1:, seen[0] == 1].any()
+        assert bool((seen[1:, ~rods] == 0.3).all())
 
 
 def test_beyond_a_cut_field_of_view_there_is_no_bone():

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from multipass import checkpoint
+from multipass.files import sha256_of
 from multipass.network import MultiPassUNet
 from multipass.publish import publish
 from multipass.structures import PELVIS
@@ -28,7 +29,7 @@ def test_written_and_read_back(model, tmp_path):
     assert (back.hu_range, back.passes, back.window) == ((-200.0, 1000.0), 2, "pelvis")
     assert back.info["dice"] == 0.9 and back.info["trained_on"]["patients"] == 7
     assert back.info["versions"]["torch"].startswith("2")
-    assert back.sha256 == checkpoint.file_sha256(path) and len(back.sha256) == 64
+    assert back.sha256 == sha256_of([path]) and len(back.sha256) == 64
     for name, value in model.network.state_dict().items():
         assert torch.equal(back.network.state_dict()[name], value)
     assert not back.network.training
@@ -44,8 +45,8 @@ def test_a_checksum_beside_it_must_agree(model, tmp_path):
     path = tmp_path / "x.pth"
     checkpoint.save(path, checkpoint.as_dict(model))
     beside = tmp_path / "x.pth.sha256"
-    beside.write_text(f"{checkpoint.file_sha256(path)}  x.pth\n")
-    assert checkpoint.load(path).sha256 == checkpoint.file_sha256(path)
+    beside.write_text(f"{sha256_of([path])}  x.pth\n")
+    assert checkpoint.load(path).sha256 == sha256_of([path])
     path.write_bytes(path.read_bytes()[:-2000])
     for written in (beside.read_text(), ""):
         beside.write_text(written)
@@ -97,6 +98,8 @@ def test_a_truncated_checkpoint(model, tmp_path):
         {"format": "other"},
         {"window": "attic"},
         {"passes": 0},
+        {"hu_range": [0.0, 0.0]},
+        {"hu_range": [float("nan"), 1.0]},
         {"structures": []},
         {"state_dict": {}},
         {"network": {"classes": 3, "filters": [8, 8, 8, 8]}},

@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import math
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -333,6 +334,20 @@ def test_a_second_run_does_the_rest(script, tmp_path, capsys):
     assert len(list(csv.DictReader((tmp_path / "out" / "summary.csv").open()))) == 10
     assert run(script, tmp_path, passes=1) == 0
     assert (tmp_path / "out" / "a" / "mask.nii.gz").stat().st_mtime_ns != before
+
+
+def test_results_among_the_scans_are_refused_and_folders_of_others_left_alone(
+    script, tmp_path, dicom, capsys
+):
+    scans = tmp_path / "scans"
+    shutil.copytree(dicom, scans / "Patient_07")
+    before = sorted(scans.rglob("*"))
+    for output in (scans, scans / "results"):
+        with pytest.raises(ValueError, match="lies in --input"):
+            run(script, tmp_path, input=scans, output=output)
+    assert run(script, tmp_path, input=scans / "Patient_07", output=scans) == 1
+    assert "holds no results and is left alone" in capsys.readouterr().err
+    assert [path for path in sorted(scans.rglob("*")) if path in before] == before
 
 
 def test_what_is_missing_of_a_result_is_made_again(script, tmp_path, monkeypatch, capsys):

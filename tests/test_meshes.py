@@ -29,6 +29,13 @@ def volume_mm3(points: np.ndarray, triangles: np.ndarray) -> float:
     return float(np.einsum("ij,ij->i", a, np.cross(b, c)).sum() / 6)
 
 
+def test_a_sheet_of_one_voxel_is_not_lost():
+    labels = np.zeros(GRIDS[0].size, np.uint8)
+    labels[10:30, 10:30, 15] = 3
+    points, triangles = mesh_of(labels, 3, GRIDS[0])
+    assert volume_mm3(points, triangles) > 0.3 * 20 * 16 * 2
+
+
 @pytest.mark.parametrize("grid", GRIDS)
 def test_a_ball(grid):
     labels, centre = ball(grid, 14)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import shutil
 import subprocess
@@ -93,6 +94,14 @@ def test_pages_load_nothing_from_elsewhere_and_escape_names(pages):
     index = (pages / "index.html").read_text()
     assert index.index("missing: &lt;sacrum&gt;") < index.rindex("<tr>")
     assert "no &amp; CT" in index
+
+
+def test_data_cannot_end_its_script(tmp_path):
+    (tmp_path / "case").mkdir()
+    write_case_page(tmp_path / "case", report([]), {"names": ["</script><!--<script>"]})
+    text = (tmp_path / "case" / "view.html").read_text()
+    data = text.split('id="data">')[1].split("</script>")[0]
+    assert json.loads(data) == {"names": ["</script><!--<script>"]} and "<" not in data
 
 
 @needs_viewer

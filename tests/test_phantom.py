@@ -19,6 +19,7 @@ from multipass.phantom.cohort import Options, write_cohort
 from multipass.phantom.lattice import Block
 from multipass.phantom.pathology import add_lesions
 from multipass.phantom.pose import Pose
+from multipass.phantom.scanner import outside_circle
 from multipass.phantom.shapes import FAR_MM
 from multipass.phantom.writer import flipped
 from multipass.structures import PELVIS
@@ -112,6 +113,14 @@ def test_metal_is_not_bone():
         assert 0 < (subject.label == femur).sum() < (whole.label == femur).sum()
 
 
+def test_no_bone_is_labelled_where_padding_hides_it():
+    narrow = {"matrix": 64, "size": "small", "pixel_mm": 3.6, "signed": True}
+    hidden, whole = (make_subject(5, 3, **narrow, padding=padding) for padding in (-2000, None))
+    outside = outside_circle(64, 64)
+    assert whole.label[outside].any() and not hidden.label[outside].any()
+    np.testing.assert_array_equal(hidden.label[~outside], whole.label[~outside])
+
+
 @pytest.mark.parametrize("position", ["HFS", "HFP", "FFS"])
 @pytest.mark.parametrize(("slope", "intercept", "signed"), [(1, -1024, True), (0.5, -1000, False)])
 def test_dicom_reads_back(tmp_path, subject, position, slope, intercept, signed):
@@ -181,10 +190,12 @@ def test_same_bytes_for_any_number_of_jobs_and_segments_numbered_differently(tmp
     )
     for name in names:
         assert (one / name).read_bytes() == (two / name).read_bytes(), name
-    orders = {tuple(read_mask(p / "im_3")[0].values()) for p in one.iterdir()}
+    orders = {tuple(read_mask(p / "im_3")[0].values()) for p in one.glob("Patient_*")}
     assert len(orders) > 1
     kept = list(write_cohort(Options(output=one, patients=3, **options)))
     assert all("kept" in line for line in kept)
+    with pytest.raises(ValueError, match="holds patients of --seed 3, not 4"):
+        list(write_cohort(Options(output=one, patients=3, **{**options, "seed": 4})))
 
 
 def test_bad_options_get_one_sentence(tmp_path):

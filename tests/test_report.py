@@ -57,7 +57,15 @@ def test_proportions_are_those_in_mm():
 def test_overlay_is_written_for_any_mask(tmp_path):
     image, label = scene()
     volume = Volume(image, Grid(image.shape, SPACING_MM, (0.0, 0.0, 0.0)))
-    overlay(tmp_path / "a.png", volume, label, PELVIS, "case a", ["femurs missing"], label)
+    overlay(
+        tmp_path / "a.png",
+        volume,
+        label,
+        PELVIS,
+        "case a",
+        ["femurs missing", "IM$_{1$.dcm"],
+        label,
+    )
     overlay(tmp_path / "b.png", volume, np.zeros_like(label), PELVIS, "case b")
     for name in ("a.png", "b.png"):
         picture = imread(tmp_path / name)
@@ -73,7 +81,9 @@ def test_sheets_have_pages_and_name_the_failed(tmp_path):
         "window": {"origin_mm": (0, 0, 0), "spacing_mm": SPACING_MM},
         "structures": [s.to_dict() for s in PELVIS],
     }
-    entries = [sheet_entry(patient, "512 x 512 x 300")] * 9 + [SheetEntry("Patient_11", "no SEG")]
+    entries = [sheet_entry(patient, "512 x 512 x 300")] * 9 + [
+        SheetEntry("Patient_11", "no $_{SEG$")
+    ]
     pages = cohort_sheet(tmp_path / "processing_report.png", iter(entries))
     assert [page.name for page in pages] == ["processing_report.png", "processing_report_2.png"]
     assert all(imread(page).std() > 0.05 for page in pages)

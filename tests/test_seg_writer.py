@@ -66,6 +66,27 @@ def test_highdicom_reads_the_mask(tmp_path, subject, order, signs):
     ct, mask = read(tmp_path, subject, order, signs)
     write_seg(tmp_path / "seg.dcm", mask, ct.volume.grid, ct.slices, PELVIS)
     assert np.array_equal(by_highdicom(tmp_path / "seg.dcm", ct.volume.grid), mask)
+    frames = pydicom.dcmread(tmp_path / "seg.dcm").PerFrameFunctionalGroupsSequence
+    numbered = {
+        (frame.FrameContentSequence[0].DimensionIndexValues[1],
+         tuple(frame.PlanePositionSequence[0].ImagePositionPatient))
+        for frame in frames
+    }  # fmt: skip
+    numbers, places = (set(part) for part in zip(*numbered, strict=True))
+    assert len(numbered) == len(places) and numbers == set(range(1, len(places) + 1))
+
+
+def test_loss_in_the_source_is_passed_on(tmp_path, subject):
+    for path in write_ct(tmp_path / "ct", subject.volume, subject.recipe):
+        dataset = pydicom.dcmread(path)
+        dataset.LossyImageCompression, dataset.LossyImageCompressionRatio = "01", "12.5"
+        dataset.LossyImageCompressionMethod = "ISO_10918_1"
+        dataset.save_as(path)
+    ct = read_ct(choose(find(tmp_path / "ct"))[0])
+    mask = np.ascontiguousarray(from_upright(subject.label, ct.volume.grid))
+    write_seg(tmp_path / "seg.dcm", mask, ct.volume.grid, ct.slices, PELVIS)
+    seg = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert (seg.LossyImageCompression, seg.LossyImageCompressionRatio) == ("01", 12.5)
 
 
 @pytest.mark.parametrize("count", [1, 5])
@@ -162,4 +183,5 @@ def test_dciodvfy_finds_no_error(tmp_path, subject):
     done = subprocess.run(
         ["dciodvfy", str(tmp_path / "seg.dcm")], capture_output=True, text=True, check=False
     )
+    assert "Segmentation" in done.stdout + done.stderr  # the object that it took it for
     assert not [line for line in done.stderr.splitlines() if line.startswith("Error")]

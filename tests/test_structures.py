@@ -46,6 +46,12 @@ def test_a_further_structure_keeps_its_code():
     assert ordered([muscle, *reversed(PELVIS), lumbar]) == [*PELVIS, lumbar, muscle]
 
 
+def test_no_two_structures_have_one_name():
+    first = Structure("coccyx", "SCT", "64688005", "Coccyx", "", (1, 2, 3))
+    second = Structure("coccyx", "SRT", "T-11BF7", "Coccyx", "", (1, 2, 3))
+    assert [s.name for s in ordered([second, first])] == ["coccyx", "coccyx (SRT T-11BF7)"]
+
+
 def test_partners_are_each_others():
     partners = mirror_partners(PELVIS)
     assert partners == [1, 0, 2, 4, 3]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import signal
 import time
@@ -11,9 +12,12 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from multipass.files import replacing
 from multipass.phantom.atlas import Atlas, load_atlas
 from multipass.phantom.subject import make_subject
 from multipass.phantom.writer import write_subject
+
+OPTIONS_NAME = ".phantom.json"
 
 
 @dataclass(frozen=True)
@@ -89,8 +93,29 @@ def _check(options: Options) -> None:
     _atlas(options)
     try:
         options.output.mkdir(parents=True, exist_ok=True)
+        _claim(options)
     except OSError as error:
         raise ValueError(f"--output {options.output}: {error.strerror}") from error
+
+
+def _claim(options: Options) -> None:
+    """Keeps what a cohort was made with beside it: patients of another are not mixed in.
+
+    Raises:
+        ValueError: the folder holds patients of other options.
+    """
+    facts = {key: str(getattr(options, key)) for key in ("seed", "matrix", "size", "part")}
+    facts["anatomy"] = str(options.anatomy.resolve()) if options.anatomy else ""
+    path = options.output / OPTIONS_NAME
+    if not path.exists():
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    for key, value in json.loads(path.read_text(encoding="utf-8")).items():
+        if facts.get(key) != value:
+            raise ValueError(
+                f"{options.output} holds patients of --{key} {value}, not {facts.get(key)}; give "
+                "another --output"
+            )
 
 
 def _ignore_interrupt() -> None:

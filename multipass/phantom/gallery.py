@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 
 from multipass.choice import choose
 from multipass.ct import read_ct
-from multipass.patients import replacing
+from multipass.files import replacing
 from multipass.segmentation import read_reference
 from multipass.series import find
 from multipass.structures import PELVIS

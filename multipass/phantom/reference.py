@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
-from multipass.dcmqi import complaint, run_dcmqi
+from multipass.dcmqi import complaint, number_places, run_dcmqi
 from multipass.phantom.recipe import Recipe
 from multipass.structures import CATEGORY, PELVIS, SIDES, Structure
 from multipass.volume import Grid, Volume, floats3, to_sitk
@@ -48,6 +48,7 @@ def write_segmentation(
         if not path.exists():
             raise ValueError(f"dcmqi wrote no segmentation: {complaint(printed)}")
     dataset = pydicom.dcmread(path)
+    number_places(dataset)
     _settle(dataset, recipe)
     dataset.save_as(path, enforce_file_format=True)
     return path

@@ -167,3 +167,9 @@ def _finish(recipe: Recipe, picture: np.ndarray, rng: np.random.Generator) -> np
         )
         picture = picture - recipe.kernel_px * 1.2 * (picture - blurred)
     return np.clip(np.rint(picture + grain), *HU_RANGE).astype(np.int16)
+
+
+def outside_circle(columns: int, rows: int) -> np.ndarray:
+    """bool (columns, rows): True outside of the circle that scanners reconstruct."""
+    x, y = np.ogrid[:columns, :rows]
+    return np.hypot((x - (columns - 1) / 2) / columns, (y - (rows - 1) / 2) / rows) > 0.5

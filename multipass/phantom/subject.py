@@ -10,7 +10,7 @@ from multipass.phantom.atlas import Atlas
 from multipass.phantom.individual import PARAMETRIC, draw_individual
 from multipass.phantom.pose import Pose
 from multipass.phantom.recipe import Recipe, draw_recipe
-from multipass.phantom.scanner import render, scan_grid
+from multipass.phantom.scanner import outside_circle, render, scan_grid
 from multipass.phantom.scene import Skeleton
 from multipass.phantom.tissue import paint_body
 from multipass.volume import Volume, floats3
@@ -23,7 +23,8 @@ class Subject:
     Attributes:
         volume: HU, int16 (X, Y, Z), on an upright LPS grid.
         label: uint8 (X, Y, Z), 1 to 5 in the order of `structures.PELVIS`, 0 elsewhere. The metal
-            of an implant and the coccyx belong to no structure.
+            of an implant and the coccyx belong to no structure, nor does what lies outside of the
+            circular field of view of a scan with padding.
         position: DICOM PatientPosition, HFS, HFP, FFS or FFP.
         recipe: all that was drawn; the writer takes the file format from it.
     """
@@ -63,5 +64,7 @@ def make_subject(
     body = paint_body(pose, list(skeleton.bones.values()))
     grid = scan_grid(drawn)
     hu, label = render(drawn, list(skeleton.bones.values()), body, grid)
+    if drawn.padding is not None:
+        label[outside_circle(*label.shape[:2])] = 0
     origin = floats3(np.add(grid.origin_mm, drawn.table_offset_mm).round(3))
     return Subject(Volume(hu, replace(grid, origin_mm=origin)), label, drawn.position, drawn)

@@ -12,6 +12,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from multipass.phantom.recipe import Recipe
 from multipass.phantom.reference import write_segmentation
+from multipass.phantom.scanner import outside_circle
 from multipass.phantom.subject import Subject
 from multipass.volume import Grid, Volume, floats3
 
@@ -77,7 +78,7 @@ def write_ct(folder: Path, volume: Volume, recipe: Recipe, position: str = "HFS"
     names = [folder / f"{value:016x}.dcm" for value in rng.integers(0, 2**62, count)]
     series = _series(recipe, grid, position)
     affine = grid.affine
-    outside = _outside_circle(grid.size[0], grid.size[1]) if recipe.padding is not None else None
+    outside = outside_circle(*grid.size[:2]).T if recipe.padding is not None else None
     for k, path in enumerate(names):
         dataset = copy.copy(series)
         place = affine[:3, :3] @ (0, 0, k) + affine[:3, 3]
@@ -98,11 +99,6 @@ def _stored(hu: np.ndarray, recipe: Recipe) -> np.ndarray:
     limits = np.iinfo(kind)
     raw = np.rint((hu.astype(np.float32) - recipe.intercept) / recipe.slope)
     return np.clip(raw, limits.min, limits.max).astype(kind)
-
-
-def _outside_circle(columns: int, rows: int) -> np.ndarray:
-    y, x = np.ogrid[:rows, :columns]
-    return np.hypot((x - (columns - 1) / 2) / columns, (y - (rows - 1) / 2) / rows) > 0.5
 
 
 def _series(recipe: Recipe, grid: Grid, position: str) -> Dataset:

@@ -1,0 +1,43 @@
+"""Files: written whole or not at all, and known by their hashes."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterable, Iterator
+from functools import cache
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+_CHUNK_BYTES = 1 << 22
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that takes its name when the block ends without an error."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        yield temporary
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def sha256_of(paths: Iterable[Path]) -> str:
+    """Over the files' contents in the order given."""
+    digest = hashlib.sha256()
+    for path in paths:
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+    return digest.hexdigest()
+
+
+@cache
+def code_sha256() -> str:
+    """Of the code that makes results: those of other code are made again."""
+    folders = (ROOT / "multipass", ROOT / "inference_pipeline")
+    return sha256_of(path for folder in folders for path in sorted(folder.glob("*.py")))

@@ -31,7 +31,7 @@ demo: venv/.installed
 	    --output $(DEMO) --minutes 7.5 --steps-per-epoch 40 --augmentation 0.3 --resume
 	$(RUN) inference_pipeline/run_inference.py --input $(DEMO)/test_data \
 	    --output $(DEMO)/inference_results --model $(DEMO)/best_model.pth
-	@echo "The same patients by the checkpoint that ships, which never saw this style of phantom:"
+	@echo "The same patients by the network that ships:"
 	$(RUN) inference_pipeline/run_inference.py --input $(DEMO)/test_data \
 	    --output $(DEMO)/shipped_results
 

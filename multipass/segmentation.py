@@ -11,7 +11,7 @@ from scipy import ndimage
 from multipass.ct import CT, resample_lattice
 from multipass.dcmqi import read_segments
 from multipass.series import SegHeader
-from multipass.structures import PELVIS, Structure, by_codes, ordered
+from multipass.structures import PELVIS, Key, Structure, by_codes, ordered
 from multipass.volume import (
     Grid,
     Volume,
@@ -109,8 +109,9 @@ def read_reference(
         ValueError: a file cannot be read, a structure lies twice, codes do not tell segments apart,
             nothing lies in the scan, left and right are swapped.
     """
-    pieces: dict[Structure, list[tuple[tuple[int, int, int], np.ndarray]]] = {}
-    labels: dict[Structure, list[str]] = {}
+    pieces: dict[Key, list[tuple[tuple[int, int, int], np.ndarray]]] = {}
+    labels: dict[Key, list[str]] = {}
+    named: dict[Key, Structure] = {}
     notes: list[str] = []
     for header in headers:
         owned = set(pieces)
@@ -120,13 +121,14 @@ def read_reference(
             if outside:
                 notes.append(f"'{label}' lies outside the scan with {outside:.1%} of its voxels")
             for structure, piece in _split(rules(attributes), placed):
-                if structure in owned:
+                if structure.key in owned:
                     raise ValueError(f"{structure.name} lies in two segmentation files")
-                pieces.setdefault(structure, []).append(piece)
-                labels.setdefault(structure, []).append(label)
-    notes += _joined(labels, rules is by_codes)
-    names = ordered(list(pieces))
-    segments = [_merged(s, pieces[s], grid) for s in names]
+                named.setdefault(structure.key, structure)
+                pieces.setdefault(structure.key, []).append(piece)
+                labels.setdefault(structure.key, []).append(label)
+    structures = ordered(list(named.values()))
+    notes += _joined(structures, labels, rules is by_codes)
+    segments = [_merged(s, pieces[s.key], grid) for s in structures]
     if not any(segment.mask.size for segment in segments):
         raise ValueError("the segmentation has no voxel inside the scan")
     segments, shared = _share_overlaps(segments, grid)
@@ -152,7 +154,9 @@ def marked_cut(reference: Reference, unseen: np.ndarray) -> Reference:
     return replace(reference, segments=tuple(segments))
 
 
-def _joined(labels: dict[Structure, list[str]], only_codes: bool) -> list[str]:
+def _joined(
+    structures: Sequence[Structure], labels: dict[Key, list[str]], only_codes: bool
+) -> list[str]:
     """Notes on structures that several segments name, as the fragments of a bone do.
 
     Raises:
@@ -160,7 +164,8 @@ def _joined(labels: dict[Structure, list[str]], only_codes: bool) -> list[str]:
             as where every segment is coded as 'Tissue'.
     """
     notes = []
-    for structure, names in labels.items():
+    for structure in structures:
+        names = labels[structure.key]
         if len(names) > 1:
             listed = ", ".join(f"'{name}'" for name in names)
             if only_codes and structure not in PELVIS and len(set(names)) > 1:

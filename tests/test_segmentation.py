@@ -179,6 +179,22 @@ def test_segments_that_only_their_labels_tell_apart_need_rules(patient, tmp_path
     assert not reference.notes
 
 
+def test_two_codes_of_one_name_stay_two_structures(patient, tmp_path):
+    folder, subject = patient
+    dataset = pydicom.dcmread(find(folder).seg[0].path)
+    codes = [("SCT", "64688005"), ("SRT", "T-11BF7")]
+    for segment, (scheme, value) in zip(dataset.SegmentSequence[:2], codes, strict=True):
+        kind = segment.SegmentedPropertyTypeCodeSequence[0]
+        kind.CodingSchemeDesignator, kind.CodeValue, kind.CodeMeaning = scheme, value, "Coccyx"
+        kind.pop("SegmentedPropertyTypeModifierCodeSequence", None)
+        segment.pop("SegmentedPropertyTypeModifierCodeSequence", None)
+        segment.SegmentLabel = segment.SegmentDescription = "coccyx"
+    dataset.save_as(tmp_path / "seg.dcm")
+    reference = read_reference([header(tmp_path / "seg.dcm")], subject.volume.grid)
+    names = [s.structure.name for s in reference.segments if "coccyx" in s.structure.name]
+    assert len(names) == len(set(names)) == 2 and len(reference.segments) == 5
+
+
 def test_fragments_of_a_bone_are_one_structure_and_are_noted(patient, tmp_path):
     folder, subject = patient
     path = coded_alike(folder, tmp_path / "seg.dcm", "54735007", "Sacrum")

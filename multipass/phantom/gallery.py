@@ -19,6 +19,7 @@ from matplotlib.axes import Axes
 from multipass.choice import choose
 from multipass.ct import read_ct
 from multipass.files import replacing
+from multipass.planes import unit_rgb
 from multipass.segmentation import read_reference
 from multipass.series import find
 from multipass.structures import PELVIS
@@ -48,7 +49,7 @@ def draw(axes: Axes, folder: Path, number: int) -> None:
     )  # fmt: skip
     for value, structure in enumerate(PELVIS, start=1):
         if number % 2 and (label == value).any():
-            colour = [channel / 255 for channel in structure.colour]
+            colour = unit_rgb(structure.colour)
             axes.contour(label == value, [0.5], colors=[colour], linewidths=0.7)
     axes.set_box_aspect(0.8)
     axes.set_facecolor("black")

@@ -82,7 +82,7 @@ class Options:
     lr: float = 0.0
     """peak of the learning rate; 0: 5e-3, and 1e-3 with --init"""
     weight_decay: float = 1e-2
-    """of AdamW"""
+    """of the weights, times the learning rate"""
     schedule: Literal["cosine", "plateau"] = "cosine"
     """learning rate: falls over the whole run, or is cut when validation stands still"""
     coarse: float | None = None

@@ -9,6 +9,7 @@
     through gradient   the same, and the gradient runs through the context into the first pass
     1 - Dice           instead of -log Dice in the loss
     blanked more       the context is blank in 30 % of the samples, in all others in 15 %
+    AdamW              for all weights, with the same learning rate
 
 One seed; equal processor time, as in the ablation. Four fifths of the patients train and the others
 are scored on their scans' own grids: no test patient has a part in the choice.
@@ -44,6 +45,7 @@ from native_scores import (
     table,
     write_rows,
 )
+from torch.nn import Parameter
 
 import training
 from multipass.batches import Batch, Batches
@@ -54,6 +56,7 @@ from multipass.intensity import ContextOdds
 from multipass.loss import EMPTY_PART, soft_loss
 from multipass.maps import between
 from multipass.network import MultiPassUNet, Network
+from multipass.optimizer import Muon
 from multipass.passes import blank, precision
 from multipass.trainer import State, cosine
 from multipass.windows import HU_RANGE
@@ -98,6 +101,11 @@ class Choice:
     step_each_pass: bool = True
     through: bool = False
     odds: ContextOdds = ContextOdds(blank=0.15)
+    optimizer: Callable[..., torch.optim.Optimizer] = Muon
+
+
+def adamw(parameters: list[Parameter], lr: float, weight_decay: float) -> torch.optim.AdamW:
+    return torch.optim.AdamW(parameters, lr, weight_decay=weight_decay)
 
 
 CHOICES = (
@@ -108,6 +116,7 @@ CHOICES = (
     Choice("through gradient", step_each_pass=False, through=True),
     Choice("1 - Dice", loss=one_minus_dice),
     Choice("blanked more", odds=ContextOdds(blank=0.3)),
+    Choice("AdamW", optimizer=adamw),
 )
 
 
@@ -145,6 +154,7 @@ def start(choice: Choice, options: Options, steps: int) -> tuple[State, Batches,
     torch.manual_seed(0)
     network = choice.network(1 + len(cohort.structures), given.filters)
     state = State(network, given.lr, given.weight_decay, given.ema, CPU)
+    state.optimizer = choice.optimizer(list(network.parameters()), given.lr, given.weight_decay)
     batches = Batches(cohort, learning, MULTI.windows, 1, 0, CPU, steps, given.augmentation)
     batches.context_odds = choice.odds
     return state, batches, held_out

@@ -17,6 +17,7 @@ from multipass.batches import as_it_is
 from multipass.cohort import Cohort
 from multipass.loss import hard_dice
 from multipass.network import MultiPassUNet, transfer
+from multipass.optimizer import Muon
 from multipass.passes import run
 from multipass.processes import from_first, gathered, mean_over_processes, rank, world_size
 from multipass.structures import Structure
@@ -61,7 +62,7 @@ class State:
     ) -> None:
         self.network = network
         self.average = Average(network, ema)
-        self.optimizer = torch.optim.AdamW(network.parameters(), lr=lr, weight_decay=weight_decay)
+        self.optimizer = Muon(list(network.parameters()), lr, weight_decay)
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, "max", factor=0.5, patience=PLATEAU_EPOCHS
         )

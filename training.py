@@ -32,6 +32,7 @@ from multipass.cohort import Cohort
 from multipass.loss import hard_dice, soft_loss
 from multipass.native import final_scores
 from multipass.network import FILTERS, MultiPassUNet
+from multipass.optimizer import Muon
 from multipass.passes import precision, run
 from multipass.processes import (
     average_gradients,
@@ -178,10 +179,11 @@ def main(options: Options) -> int:
 def describe(options: Options, cohort: Cohort, train_ids: list[str], val_ids: list[str]) -> dict:
     """What the run is, for last.pth and runs/<name>/."""
     data_sha256 = cohort.sha256()
-    settings = {k: getattr(options, k) for k in SETTINGS}
+    settings = {k: getattr(options, k) for k in SETTINGS} | {"optimizer": Muon.__name__}
+    settings |= {"data_sha256": data_sha256, "validation": ", ".join(val_ids)}
     return {
         "name": options.name or time.strftime("%Y-%m-%d_%H-%M-%S"),
-        "settings": settings | {"data_sha256": data_sha256, "validation": ", ".join(val_ids)},
+        "settings": settings,
         "trained_on": {
             "patients": len(train_ids),
             "training": train_ids,

@@ -1,7 +1,7 @@
 """Muon for a network's inner convolutions, AdamW for all else.
 
-`torch.optim.Muon` takes matrices alone and computes in bfloat16, which takes 20 times as long as
-the rest of a step on processors that can't; hence this one.
+`torch.optim.Muon` takes matrices alone and computes in bfloat16, where processors without 16-bit
+arithmetic take ten times as long as for the rest of a step; hence this one.
 """
 
 from __future__ import annotations

@@ -216,6 +216,16 @@ def test_gradients_are_averaged_over_processes(tmp_path):
     assert done.returncode == 0, done.stderr
 
 
+def test_a_run_of_another_optimizer_is_not_resumed(finished, data, tmp_path):
+    """As those of the releases before Muon, whose last.pth names none."""
+    content = checkpoint.read(finished[0] / "last.pth")
+    del content["training"]["settings"]["optimizer"]
+    checkpoint.save(tmp_path / "last.pth", content)
+    done = train(data, tmp_path, "--epochs", "3", "--name", "one", "--resume")
+    assert done.returncode == 1 and "optimizer = None" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
 def test_bad_input_is_one_sentence(tmp_path):
     done = train(Path("nowhere.pkl"), tmp_path)
     assert done.returncode == 1

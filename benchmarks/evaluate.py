@@ -42,6 +42,7 @@ from native_scores import (
 from multipass import checkpoint, metrics
 from multipass.cases import Case, find_cases
 from multipass.files import code_sha256, sha256_of
+from multipass.mirrored import with_mirroring
 from multipass.volume import Volume
 
 NAME = "multi-pass"
@@ -66,6 +67,8 @@ class Options:
     model: Path = DEFAULT_MODEL
     jobs: int = 1
     """scans at the same time, a thread each"""
+    tta: bool = False
+    """every pass also looks at the mirrored scan, as with run_inference.py --tta"""
 
 
 def evaluate(case: Case, options: Options) -> Path:
@@ -75,6 +78,8 @@ def evaluate(case: Case, options: Options) -> Path:
     if path.exists():
         return path
     model = checkpoint.load(options.model)
+    if options.tta:
+        model = with_mirroring(model)
     rows: list[dict[str, Any]] = []
     with torch.inference_mode():
         volume, reference = read_test_scan(case, model.structures)
@@ -141,8 +146,8 @@ def by_structure(rows: list[dict[str, Any]], output: str) -> list[str]:
 
 
 def main(options: Options) -> None:
-    sha256 = sha256_of([options.model])
-    facts = {"test": scans_sha256(options.test), "model": sha256, "code": code_sha256()}
+    facts = {"test": scans_sha256(options.test), "model": sha256_of([options.model])}
+    facts |= {"code": code_sha256(), "tta": options.tta}
     claim(options.output, facts)
     with ExitStack() as stack, ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
         cases = find_cases(options.test, stack).cases

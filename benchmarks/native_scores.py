@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import sys
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -19,7 +18,7 @@ sys.path.insert(0, str(ROOT))  # before this folder, which has a training.py, to
 from multipass.cases import Case, find_cases  # noqa: E402
 from multipass.checkpoint import Model  # noqa: E402
 from multipass.ct import read_ct  # noqa: E402
-from multipass.files import replacing, sha256_of  # noqa: E402
+from multipass.files import kept_apart, replacing, sha256_of  # noqa: E402
 from multipass.maps import PassResult, native_labels  # noqa: E402
 from multipass.metrics import bootstrap_interval, compare  # noqa: E402
 from multipass.passes import look_through, segment  # noqa: E402
@@ -84,17 +83,12 @@ def claim(folder: Path, facts: dict[str, Any]) -> None:
     Raises:
         ValueError: it holds results of something else.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "facts.json"
-    if not path.exists():
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(facts, indent=1))
-    for key, value in json.loads(path.read_text()).items():
-        if facts.get(key) != value:
-            raise ValueError(
-                f"{folder} holds results with {key} = {value}, not {facts.get(key)}; "
-                "give another --output."
-            )
+    if differing := kept_apart(folder / "facts.json", facts):
+        key, value = differing
+        raise ValueError(
+            f"{folder} holds results with {key} = {value}, not {facts.get(key)}; give another "
+            "--output."
+        )
 
 
 def write_rows(path: Path, rows: list[dict[str, Any]]) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
 
@@ -24,6 +25,25 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def kept_apart(path: Path, facts: Mapping[str, object]) -> tuple[str, object] | None:
+    """Writes beside a folder's content what it is made with, so that what is made otherwise is not
+    mixed in.
+
+    Args:
+        facts: JSON values.
+
+    Returns:
+        The first fact that was another when `path` was written, with its value then (None where
+        there was none); None if all agree.
+    """
+    if not path.exists():
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    before = json.loads(path.read_text(encoding="utf-8"))
+    differing = (key for key in {**before, **facts} if before.get(key) != facts.get(key))
+    return next(((key, before.get(key)) for key in differing), None)
 
 
 def sha256_of(paths: Iterable[Path]) -> str:

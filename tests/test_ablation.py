@@ -66,6 +66,8 @@ def test_results_of_something_else_are_not_mixed_in(script, tmp_path):
     claim(tmp_path / "new", {"minutes": 10.0, "data": "a"})
     with pytest.raises(ValueError, match="minutes = 10.0, not 15.0"):
         claim(tmp_path / "new", {"minutes": 15.0, "data": "a"})
+    with pytest.raises(ValueError, match="tta = None, not True"):
+        claim(tmp_path / "new", {"minutes": 10.0, "data": "a", "tta": True})
 
 
 def test_a_missed_structure_is_counted_and_has_no_distance(script):

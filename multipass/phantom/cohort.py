@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import multiprocessing
 import signal
 import time
@@ -12,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from multipass.files import replacing
+from multipass.files import kept_apart
 from multipass.phantom.atlas import Atlas, load_atlas
 from multipass.phantom.subject import make_subject
 from multipass.phantom.writer import write_subject
@@ -106,16 +105,12 @@ def _claim(options: Options) -> None:
     """
     facts = {key: str(getattr(options, key)) for key in ("seed", "matrix", "size", "part")}
     facts["anatomy"] = str(options.anatomy.resolve()) if options.anatomy else ""
-    path = options.output / OPTIONS_NAME
-    if not path.exists():
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    for key, value in json.loads(path.read_text(encoding="utf-8")).items():
-        if facts.get(key) != value:
-            raise ValueError(
-                f"{options.output} holds patients of --{key} {value}, not {facts.get(key)}; give "
-                "another --output"
-            )
+    if differing := kept_apart(options.output / OPTIONS_NAME, facts):
+        key, value = differing
+        raise ValueError(
+            f"{options.output} holds patients of --{key} {value}, not {facts.get(key)}; give "
+            "another --output"
+        )
 
 
 def _ignore_interrupt() -> None:

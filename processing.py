@@ -36,7 +36,7 @@ from multipass.patients import (
 )
 from multipass.prepare import prepare_patient
 from multipass.report import SheetEntry, cohort_sheet, sheet_entry
-from multipass.structures import by_codes, read_rules
+from multipass.structures import read_rules
 
 ROOT = Path(__file__).resolve().parent
 STATE_FOLDER = ".state"
@@ -67,8 +67,7 @@ class Options:
 
 def main(options: Options) -> int:
     folders = patient_folders(options.input)
-    if options.structures:
-        read_rules(options.structures)
+    read_rules(options.structures)
     options.output.mkdir(parents=True, exist_ok=True)
     for leftover in options.output.glob(".*.partial"):  # of a run that was killed
         leftover.unlink()
@@ -140,7 +139,7 @@ def process(folder: Path, options: Options, jobs: int) -> dict:
     start = time.perf_counter()
     row: dict[str, Any] = {"patient": folder.name, "outcome": "processed", "reason": ""}
     try:
-        rules = read_rules(options.structures) if options.structures else by_codes
+        rules = read_rules(options.structures)
         patient, facts = prepare_patient(folder, options.input, options.series, rules)
         write_patient(target, patient)
         row |= facts

@@ -42,7 +42,7 @@ from multipass.processes import (
     world_size,
 )
 from multipass.runlog import RunLog, preview
-from multipass.structures import by_codes, read_rules
+from multipass.structures import read_rules
 from multipass.trainer import State, cosine, resume, start_from, validate
 from multipass.windows import COARSE_GRID_SIZE, GRID_SIZE, HU_RANGE
 
@@ -345,7 +345,7 @@ def evaluate(
 ) -> int:
     """Scores best_model.pth on the scans' own grids; returns the exit code."""
     best = options.output / "best_model.pth"
-    rules = read_rules(options.structures) if options.structures else by_codes
+    rules = read_rules(options.structures)
     scores = final_scores(checkpoint.load(best, device), cohort, ids, options.dicom, rules)
     scores.write(folder)
     print(*scores.lines(), sep="\n")
@@ -371,8 +371,7 @@ def complete(options: Options) -> Options:
     for key, part in (("augmentation", options.augmentation), ("coarse", coarse)):
         if not 0 <= part <= 1:
             raise ValueError(f"--{key} {part}: between 0 and 1.")
-    if options.structures:
-        read_rules(options.structures)
+    read_rules(options.structures)
     if options.batch_size % world_size():
         raise ValueError(
             f"--batch-size {options.batch_size} does not divide among {world_size()} processes."

@@ -42,6 +42,7 @@ from multipass.page import write_case_page, write_viewer  # noqa: E402
 from multipass.products import Segmented, Wanted, write_products  # noqa: E402
 from multipass.scoring import Scored, score  # noqa: E402
 from multipass.stages import Stages  # noqa: E402
+from multipass.structures import read_rules  # noqa: E402
 from multipass.viewer import VIEWER_NAME  # noqa: E402
 from processing import Scan, own_grid_labels, read_scan  # noqa: E402
 
@@ -75,6 +76,8 @@ class Options:
     """Also write a surface of each bone, in mm, LPS."""
     tta: bool = False
     """Also look at the mirrored scan, left and right swapped back; passes take twice as long."""
+    structures: Path | None = None
+    """JSON file of a site's own segment names, for the scores of a SEG; see processing.py"""
     page: bool = True
     """Write index.html and a page per case to look at, with NiiVue from the installed ipyniivue."""
     least_part_mm3: float = 0.0
@@ -88,6 +91,7 @@ class Options:
 def main(options: Options) -> int:
     if options.passes is not None and options.passes < 1:
         raise ValueError(f"--passes {options.passes}: at least one pass is needed")
+    read_rules(options.structures)
     check_folders(options.input, options.output)
     model = load_model(options.model)
     print(introduction(options.model, model))
@@ -248,7 +252,7 @@ def look(
     with stages.stage("scores"):
         volumes_ml = [row["visible_ml"] for row in structures]
         compared = case, scan.grid, labels, results, model.structures, volumes_ml
-        scored = score(*compared, scan.tilted)
+        scored = score(*compared, scan.tilted, read_rules(options.structures))
     kept = results[-1] if options.probabilities else None
     done = Segmented(
         case.name, scan.upright, labels, scan.grid, mask, scan.slices, model.structures,
@@ -260,9 +264,10 @@ def look(
 def identity_of(case: Case, model: checkpoint.Model, options: Options) -> dict[str, Any]:
     """What a finished result depends on."""
     references = case.reference_files
+    names = [options.structures] if options.structures else []
     return {
         "input_sha256": sha256_of(case.files),
-        "reference_sha256": sha256_of(references) if references else None,
+        "reference_sha256": sha256_of([*references, *names]) if references else None,
         "model_sha256": model.sha256,
         "passes": options.passes or model.passes,
         "tta": options.tta,

@@ -138,8 +138,9 @@ def identify(
     return Structure(name, scheme, value, meaning, side, _colour(scheme + value + side))
 
 
-def read_rules(path: Path) -> Callable[[dict], list[Structure]]:
+def read_rules(path: Path | None) -> Callable[[dict], list[Structure]]:
     """Read a site's own naming: a JSON list of rules, the first that fits a segment decides.
+    Without a file, `by_codes`.
 
     Each rule has "label" (the segment's label, any case) or "code" ([scheme, value]), and one of
     "structure" (a name of the shipped table), "split" (two such names: the segment is cut at its
@@ -149,6 +150,8 @@ def read_rules(path: Path) -> Callable[[dict], list[Structure]]:
     Raises:
         ValueError: the file is not such a list.
     """
+    if path is None:
+        return by_codes
     try:
         rules = json.loads(Path(path).read_text(encoding="utf-8"))
         parsed = [(_fits(rule), _named(rule)) for rule in rules]

@@ -322,6 +322,31 @@ def test_dicom_to_all_outputs(script, tmp_path, dicom):
     assert report["identity"]["input_sha256"] and report["stages"]["passes"]["seconds"] > 0
 
 
+def test_a_site_s_own_names_are_scored_by_its_rules(script, tmp_path, dicom):
+    names = tmp_path / "names.json"
+    rules = [
+        {"label": "left femur", "structure": "right femur"},
+        {"label": "right femur", "structure": "left femur"},
+        {"label": "sacrum", "ignore": True},
+    ]
+    names.write_text(json.dumps(rules[2:]))
+    assert run(script, tmp_path, input=dicom, page=False) == 0
+    report = tmp_path / "out" / "Patient_07" / "report.json"
+    by_codes = {
+        row["structure"]: row["outcome"] for row in json.loads(report.read_text())["scores"]
+    }
+    assert run(script, tmp_path, input=dicom, page=False, structures=names) == 0
+    scores = json.loads(report.read_text())["scores"]
+    by_rules = {row["structure"]: row["outcome"] for row in scores}
+    assert by_rules == by_codes | {"sacrum": "not scored"} != by_codes
+    names.write_text(json.dumps(rules))
+    assert run(script, tmp_path, input=dicom, page=False, structures=names) == 1
+    (problem,) = json.loads(report.read_text())["problems"]
+    assert "left and right are swapped" in problem
+    with pytest.raises(ValueError, match="no list of structure rules"):
+        run(script, tmp_path, input=dicom, structures=tmp_path / "nowhere.json")
+
+
 def test_a_second_run_does_the_rest(script, tmp_path, capsys):
     volume, _ = oracle.scene(oracle.scene_grid())
     write_image(tmp_path / "in" / "a.nrrd", volume)

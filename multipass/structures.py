@@ -154,6 +154,8 @@ def read_rules(path: Path | None) -> Callable[[dict], list[Structure]]:
         return by_codes
     try:
         rules = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not isinstance(rules, list):
+            raise ValueError(f"a {type(rules).__name__}")
         parsed = [(_fits(rule), _named(rule)) for rule in rules]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: no list of structure rules ({error})") from None

@@ -206,7 +206,13 @@ def test_fragments_of_a_bone_are_one_structure_and_are_noted(patient, tmp_path):
 
 @pytest.mark.parametrize(
     "text",
-    ["{", '[{"label": "a"}]', '[{"label": "a", "structure": "nose"}]', '[{"structure": "sacrum"}]'],
+    [
+        "{}",
+        "{",
+        '[{"label": "a"}]',
+        '[{"label": "a", "structure": "nose"}]',
+        '[{"structure": "sacrum"}]',
+    ],
 )
 def test_broken_rules_are_refused(tmp_path, text):
     (tmp_path / "rules.json").write_text(text)

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))  # before this folder, which has a training.py, to
 from multipass.cases import Case, find_cases  # noqa: E402
 from multipass.checkpoint import Model  # noqa: E402
 from multipass.ct import read_ct  # noqa: E402
-from multipass.files import kept_apart, replacing, sha256_of  # noqa: E402
+from multipass.files import claimed_otherwise, replacing, sha256_of  # noqa: E402
 from multipass.maps import PassResult, native_labels  # noqa: E402
 from multipass.metrics import bootstrap_interval, compare  # noqa: E402
 from multipass.passes import look_through, segment  # noqa: E402
@@ -83,7 +83,7 @@ def claim(folder: Path, facts: dict[str, Any]) -> None:
     Raises:
         ValueError: it holds results of something else.
     """
-    if differing := kept_apart(folder / "facts.json", facts):
+    if differing := claimed_otherwise(folder / "facts.json", facts):
         key, value = differing
         raise ValueError(
             f"{folder} holds results with {key} = {value}, not {facts.get(key)}; give another "

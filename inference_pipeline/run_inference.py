@@ -77,7 +77,7 @@ class Options:
     tta: bool = False
     """Also look at the mirrored scan, left and right swapped back; passes take twice as long."""
     structures: Path | None = None
-    """JSON file of a site's own segment names, for the scores of a SEG; see processing.py"""
+    """JSON file of a site's own segment names, for the scores of a SEG, see README.md."""
     page: bool = True
     """Write index.html and a page per case to look at, with NiiVue from the installed ipyniivue."""
     least_part_mm3: float = 0.0

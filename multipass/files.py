@@ -27,16 +27,16 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def kept_apart(path: Path, facts: Mapping[str, object]) -> tuple[str, object] | None:
-    """Writes beside a folder's content what it is made with, so that what is made otherwise is not
-    mixed in.
+def claimed_otherwise(path: Path, facts: Mapping[str, object]) -> tuple[str, object] | None:
+    """Claims a folder for content that is made with these facts, if nothing has before: writes them
+    to a file, so that content of others is not mixed in.
 
     Args:
         facts: JSON values.
 
     Returns:
-        The first fact that was another when `path` was written, with its value then (None where
-        there was none); None if all agree.
+        The first fact that the claim has otherwise, with its value there (None where it has none);
+        None if all agree.
     """
     if not path.exists():
         with replacing(path) as temporary:

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from multipass.files import kept_apart
+from multipass.files import claimed_otherwise
 from multipass.phantom.atlas import Atlas, load_atlas
 from multipass.phantom.subject import make_subject
 from multipass.phantom.writer import write_subject
@@ -105,7 +105,7 @@ def _claim(options: Options) -> None:
     """
     facts = {key: str(getattr(options, key)) for key in ("seed", "matrix", "size", "part")}
     facts["anatomy"] = str(options.anatomy.resolve()) if options.anatomy else ""
-    if differing := kept_apart(options.output / OPTIONS_NAME, facts):
+    if differing := claimed_otherwise(options.output / OPTIONS_NAME, facts):
         key, value = differing
         raise ValueError(
             f"{options.output} holds patients of --{key} {value}, not {facts.get(key)}; give "

@@ -168,7 +168,7 @@ def main(options: Options) -> int:
             better = keep(state, state.history[-1]["dice"], cohort, options, origin)
             log.write(state.history, cohort.structures)
             if better:
-                batch = as_it_is(cohort, val_ids[0], options.windows, device)
+                batch = as_it_is(cohort, val_ids[0], options.windows, device)[-1]
                 log.show(state.average.network, batch, options.passes, cohort.structures, amp)
     if log and state.best < 0:
         raise ValueError("no validation patient has an annotated structure: no model to choose.")

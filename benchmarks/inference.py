@@ -50,7 +50,7 @@ from multipass.series import find  # noqa: E402
 from multipass.stages import peak_mb  # noqa: E402
 from multipass.structures import PELVIS, Structure  # noqa: E402
 from multipass.volume import Grid, Volume, ints3, resample  # noqa: E402
-from multipass.windows import HU_RANGE, pelvis_box, window_over  # noqa: E402
+from multipass.windows import HU_RANGE, close_windows, pelvis_box  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def perfect(segment, seg_dir: Path, count: int, replaced: dict[str, Any]):
         ]
         found = []
         for index, result in enumerate(results):
-            windows = [window_over(box)] if index else result.windows
+            windows = close_windows(box) if index else result.windows
             kept_as = result.probabilities[0].dtype
             maps = [
                 ClassMaps(in_bands(reference.fractions(w), w, spans, count, kept_as))

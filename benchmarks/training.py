@@ -157,7 +157,8 @@ class Plain:
     def batch(self, number: int) -> Batch:
         state, ids = random_state(self.given.options.seed, number), self.given.ids
         patient = ids[state.randint(len(ids))]
-        seen = as_it_is(self.given.cohort, patient, self.windows, self.given.device)
+        windows = as_it_is(self.given.cohort, patient, self.windows, self.given.device)
+        seen = windows[state.randint(len(windows))]
         self.augment.set_random_state(state=state)
         out = [
             self.augment({"image": view.image[0], "label": target.argmax(1).float()})
@@ -220,7 +221,8 @@ def measure(name: str, options: Options, threads: int) -> tuple[float, str]:
         parts = ", ".join(f"{part} {times.median(part):.2f} s" for part in times.parts)
         return seconds, f"{name}: {parts}; augmentation {share:.0%} of a step"
     with torch.no_grad():
-        dice = [side.dice(as_it_is(cohort, i, WINDOWS, device)) for i in val_ids]
+        looks = (as_it_is(cohort, i, WINDOWS, device) for i in val_ids)
+        dice = [np.nanmean([side.dice(window) for window in windows]) for windows in looks]
     return seconds, (
         f"{name}: {len(times.parts['step'])} steps, Dice of the {len(val_ids)} validation "
         f"patients {np.mean(dice):.4f} ({', '.join(f'{d:.3f}' for d in dice)})"

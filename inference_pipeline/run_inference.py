@@ -71,7 +71,7 @@ class Options:
     format: tuple[Literal["nifti", "seg"], ...] = ("nifti", "seg")
     """mask.nii.gz, and seg.dcm for DICOM input."""
     probabilities: bool = False
-    """Also write the last pass's class probabilities, on its window's grid."""
+    """Also write the last pass's class probabilities, on the grid of its windows."""
     meshes: Literal["none", "stl", "ply"] = "none"
     """Also write a surface of each bone, in mm, LPS."""
     tta: bool = False

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from monai.transforms import Randomizable
 
 from multipass.cohort import Sample
-from multipass.windows import GRID_SIZE
+from multipass.windows import GRID_SIZE, close_windows
 
 CONTROL = 9  # control points an axis: 60 mm apart over a body 360 mm wide
 MARGIN_MM = 20.0  # around the bones, as in windows.pelvis_box
@@ -51,18 +51,19 @@ class Placement:
     Attributes:
         control_mm: (n, n, n, 3) where in the stored scan each control point lies.
         domain: (2, 3) box of deformed space that the spline covers.
-        scan_box, pelvis_box: (2, 3), lower and upper edges in mm.
+        scan_box, close_box: (2, 3), lower and upper edges in mm; close_box is of one of the windows
+            over the pelvis.
         mirrored: left and right are exchanged.
     """
 
     control_mm: np.ndarray
     domain: np.ndarray
     scan_box: np.ndarray
-    pelvis_box: np.ndarray
+    close_box: np.ndarray
     mirrored: bool
 
     def box(self, window: str) -> np.ndarray:
-        return {"scan": self.scan_box, "pelvis": self.pelvis_box}[window]
+        return {"scan": self.scan_box, "pelvis": self.close_box}[window]
 
 
 def control_positions(domain: np.ndarray) -> np.ndarray:
@@ -72,10 +73,14 @@ def control_positions(domain: np.ndarray) -> np.ndarray:
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
 
 
-def undeformed(sample: Sample) -> Placement:
-    """The windows that inference would use if it found the reference: for validation."""
+def undeformed(sample: Sample) -> list[Placement]:
+    """The windows that inference would use if it found the reference, a placement for each over the
+    pelvis, foot to head: for validation."""
     box = sample.scan_box
-    return Placement(control_positions(box), box, box, sample.pelvis_box, mirrored=False)
+    return [
+        Placement(control_positions(box), box, box, window.box_mm(), mirrored=False)
+        for window in close_windows(sample.pelvis_box)
+    ]
 
 
 class RandPlacement(Randomizable):
@@ -104,8 +109,8 @@ class RandPlacement(Randomizable):
         scan_box = self._scan_box(sample, centre)
         control = control_positions(scan_box)
         control = centre + (control - centre) @ self.linear.T + self.elastic_mm
-        pelvis_box = self._pelvis_box(sample, centre, scan_box)
-        return Placement(control, scan_box, scan_box, pelvis_box, self.mirrored)
+        close_box = self._close_box(sample, centre, scan_box)
+        return Placement(control, scan_box, scan_box, close_box, self.mirrored)
 
     def _scan_box(self, sample: Sample, centre: np.ndarray) -> np.ndarray:
         """The deformed body's box, displaced a little, now and then with an end of it cut off."""
@@ -121,8 +126,9 @@ class RandPlacement(Randomizable):
             box[end, 2] += part * height * (1 if end == 0 else -1)
         return box
 
-    def _pelvis_box(self, sample: Sample, centre: np.ndarray, scan_box: np.ndarray) -> np.ndarray:
-        """The box of the deformed bones as inference would set it, displaced as it may err."""
+    def _close_box(self, sample: Sample, centre: np.ndarray, scan_box: np.ndarray) -> np.ndarray:
+        """One of the windows over the deformed bones as inference would set them, displaced as it
+        may err."""
         inverse = np.linalg.inv(self.linear).T
         points = centre + (sample.points_mm - centre) @ inverse
         points = points - self._elastic_at(points, scan_box) @ inverse
@@ -131,6 +137,8 @@ class RandPlacement(Randomizable):
             return scan_box.copy()
         points = points[inside]
         box = np.stack([points.min(0) - MARGIN_MM, points.max(0) + MARGIN_MM])
+        windows = close_windows(np.clip(box, scan_box[0], scan_box[1]))
+        box = windows[self.R.randint(len(windows))].box_mm()
         box = self._displaced(box, self.space.box_scale)
         return np.clip(box, scan_box[0], scan_box[1])
 
@@ -206,7 +214,7 @@ def look(
     if window == "scan":
         grid = _sampling_grid(place, place.scan_box, sample.scan_box, size, scan.device)
         return _sample(scan, grid, "zeros")
-    grid = _sampling_grid(place, place.pelvis_box, sample.crop_box, size, crop.device)
+    grid = _sampling_grid(place, place.close_box, sample.crop_box, size, crop.device)
     seen = _sample(crop, grid, "border")
     outside = (grid.abs() > 1).any(-1)
     if bool(outside.any()):

@@ -135,10 +135,13 @@ def collate(rows: Sequence[tuple]) -> Batch:
     return Batch(views, targets, torch.stack(known), contexts)
 
 
-def as_it_is(cohort: Cohort, patient_id: str, windows: Sequence[str], device) -> Batch:
-    """One patient without augmentation, through the windows of its reference: for validation."""
+def as_it_is(cohort: Cohort, patient_id: str, windows: Sequence[str], device) -> list[Batch]:
+    """One patient without augmentation, through the windows of its reference, a batch for each over
+    the pelvis: for validation."""
     sample = cohort.sample(patient_id, device)
-    place = undeformed(sample)
-    seen = torch.stack([look(sample, place, window) for window in windows])
-    boxes = [place.box(window) for window in windows]
-    return collate([(seen[:, 0], seen[:, 1:], boxes, sample.known, None)])
+    batches = []
+    for place in undeformed(sample) if "pelvis" in windows else undeformed(sample)[:1]:
+        seen = torch.stack([look(sample, place, window) for window in windows])
+        boxes = [place.box(window) for window in windows]
+        batches.append(collate([(seen[:, 0], seen[:, 1:], boxes, sample.known, None)]))
+    return batches

@@ -31,7 +31,7 @@ class Sample:
 
     Attributes:
         scan, crop: (1 + K, X, Y, Z) float32, image and fractions of the scan window and of the
-            guarded pelvis window.
+            guarded pelvis box, whose parts make it finer in z.
         scan_box, crop_box, pelvis_box: (2, 3) edges in mm; pelvis_box is crop_box less its guard.
         known: (K,) False where the structure is absent from the patient's annotation.
         points_mm: (P, 3) places of bone.
@@ -120,7 +120,9 @@ class Cohort:
         return Sample(
             patient_id=patient_id,
             scan=_channels(patient["scan"], order, device),
-            crop=_channels(patient, order, device),
+            crop=torch.cat(
+                [_channels(v, order, device) for v in patient.get("parts") or [patient]], -1
+            ),
             scan_box=scan_box,
             crop_box=crop_box,
             pelvis_box=unguarded(crop_box),

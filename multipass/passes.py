@@ -18,11 +18,11 @@ from multipass.network import Maps, MultiPassUNet
 from multipass.volume import Grid, Volume
 from multipass.windows import (
     body_box,
+    close_windows,
     joined,
     pelvis_box,
     scan_windows,
     window_image,
-    window_over,
 )
 
 NOT_FOUND = "no pelvis found: the closer look took the whole scan"
@@ -150,14 +150,15 @@ def context_of(before: PassResult, window: Grid, device: torch.device) -> Maps:
 
 
 def closer(first: PassResult, volume: Volume) -> tuple[list[Grid], list[str]]:
-    """The pelvis window that a pass over the scan found, and flags where it found none."""
+    """The windows over the pelvis that a pass over the scan found, and flags where it found none,
+    or more elsewhere."""
     foreground = joined(first.windows, [1 - p[0].astype(np.float32) for p in first.probabilities])
     box = pelvis_box(foreground, volume.grid.box_mm())
     if box is None:
         return first.windows, [NOT_FOUND]
     lost_ml = _outside_ml(foreground, box)
     lost = [f"the first pass saw {lost_ml:.0f} mL outside of the pelvis window"]
-    return [window_over(box)], lost if lost_ml >= OUTSIDE_ML else []
+    return close_windows(box), lost if lost_ml >= OUTSIDE_ML else []
 
 
 def _outside_ml(foreground: Volume, box_mm: np.ndarray) -> float:

@@ -221,7 +221,7 @@ def check_patient(patient: dict) -> None:
         Structure.from_dict(row)
         if row["status"] not in STATUSES:
             raise ValueError(f"structure status {row['status']!r}")
-    for view in (patient, patient["scan"]):
+    for view in (patient, patient["scan"], *patient.get("parts", [])):
         wanted = {
             "image": (np.float16, GRID_SIZE),
             "label": (np.uint8, GRID_SIZE),
@@ -237,7 +237,7 @@ def check_patient(patient: dict) -> None:
 
 
 def window_of(view: dict) -> Grid:
-    """The window of a patient (its pelvis crop) or of patient['scan']."""
+    """The window of a patient (its pelvis crop), of patient['scan'] or of one of its parts."""
     return Grid(
         GRID_SIZE,
         floats3(view["window"]["spacing_mm"]),

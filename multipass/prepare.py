@@ -16,7 +16,9 @@ from multipass.structures import Structure, by_codes
 from multipass.volume import Grid, Volume, unseen_columns, upright
 from multipass.windows import (
     body_box,
+    close_windows,
     guarded,
+    in_parts,
     joined,
     pelvis_box,
     scan_windows,
@@ -63,6 +65,7 @@ def prepare_patient(
         "patient_id": folder.name,
         "structures": [{**s.structure.to_dict(), "status": s.status} for s in reference.segments],
         **_view(volume, reference, window_over(guarded(pelvis))),
+        "parts": [_view(volume, reference, part) for part in _parts(pelvis)],
         "scan": _view(volume, reference, scan),
         "source": _source(folder, root, series, headers, ct),
     }
@@ -118,6 +121,13 @@ def _windows(volume: Volume, reference: Reference) -> tuple[Grid, np.ndarray]:
     fullest = max(range(len(windows)), key=lambda k: foregrounds[k].sum())
     box = pelvis_box(joined(windows, foregrounds), volume.grid.box_mm())
     return windows[fullest], box if box is not None else windows[fullest].box_mm()
+
+
+def _parts(pelvis_mm: np.ndarray) -> list[Grid]:
+    """The guarded pelvis box in parts as fine as the windows that the later passes look through;
+    none where it is as fine already."""
+    count = len(close_windows(pelvis_mm))
+    return in_parts(guarded(pelvis_mm), count) if count > 1 else []
 
 
 def _view(volume: Volume, reference: Reference, window: Grid) -> dict:

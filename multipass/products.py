@@ -11,10 +11,12 @@ from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
+import torch
 
 from multipass.maps import PassResult
 from multipass.meshes import mesh_of, write_mesh
 from multipass.output import write_mask
+from multipass.passes import context_of
 from multipass.report import overlay
 from multipass.seg_writer import write_seg
 from multipass.series import Slice
@@ -22,6 +24,7 @@ from multipass.stages import Stages
 from multipass.structures import Structure
 from multipass.viewer import page_data
 from multipass.volume import Grid, Volume, to_sitk
+from multipass.windows import grid_of
 
 FORMATS = ("nifti", "seg")
 
@@ -129,16 +132,13 @@ def _write_seg(folder: Path, case: Segmented) -> list[str]:
 
 
 def write_probabilities(folder: Path, result: PassResult) -> None:
-    """The last pass's class probabilities, background first, on its window's grid: one NIfTI of
-    vectors, or one a window where the pass looked through several."""
-    for number, (window, maps) in enumerate(
-        zip(result.windows, result.probabilities, strict=True), 1
-    ):
-        image = sitk.Compose([to_sitk(Volume(one.astype(np.float32), window)) for one in maps])
-        name = (
-            "probabilities.nii.gz" if len(result.windows) == 1 else f"probabilities_{number}.nii.gz"
-        )
-        sitk.WriteImage(image, str(folder / name), useCompression=True)
+    """The last pass's class probabilities, background first, on the grid of its windows: a NIfTI of
+    vectors."""
+    grid = grid_of(result.windows)
+    of_class = context_of(result, grid, torch.device("cpu"))
+    maps = (of_class(c).numpy() for c in range(len(result.probabilities[0])))
+    image = sitk.Compose([to_sitk(Volume(one, grid)) for one in maps])
+    sitk.WriteImage(image, str(folder / "probabilities.nii.gz"), useCompression=True)
 
 
 def write_meshes(folder: Path, case: Segmented, suffix: str) -> None:

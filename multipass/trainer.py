@@ -194,10 +194,13 @@ def patient_dice(
     passes: int,
     amp: torch.autocast,
 ) -> np.ndarray:
-    """(passes, K) Dice on the windows' grids; NaN where the structure is not annotated."""
-    batch = as_it_is(cohort, patient_id, windows, next(network.parameters()).device)
-    scores = [
-        hard_dice(logits, batch.target(k), batch.known)[0]
-        for k, logits in enumerate(run(network, batch.views, passes, amp))
-    ]
+    """(passes, K) Dice on the windows' grids, those over the pelvis together; NaN where the
+    structure is not annotated."""
+    batches = as_it_is(cohort, patient_id, windows, next(network.parameters()).device)
+    logits = zip(*(run(network, batch.views, passes, amp) for batch in batches), strict=True)
+    scores = []
+    for k, of_windows in enumerate(logits):
+        targets = [batch.target(k) for batch in batches]
+        together = (torch.cat(list(maps), -1) for maps in (of_windows, targets))
+        scores.append(hard_dice(*together, batches[0].known)[0])
     return torch.stack(scores).cpu().numpy()

@@ -20,6 +20,9 @@ COARSE_GRID_SIZE = (64, 64, 40)
 HU_RANGE = (-200.0, 1000.0)
 MAX_SCAN_WINDOW_MM = 600.0
 SCAN_WINDOW_OVERLAP_MM = 150.0
+# 72 slices over 240 mm are 3.3 mm apart; over a whole pelvis with half of the femurs 5 mm.
+MAX_CLOSE_WINDOW_MM = 240.0
+CLOSE_WINDOW_OVERLAP_MM = 80.0
 PELVIS_MARGIN_MM = 20.0
 # The stored crop is 20 % larger than the pelvis box, so that training can shift and scale the box.
 GUARD = 0.2
@@ -76,16 +79,53 @@ def clipped(box_mm: np.ndarray, limit_mm: np.ndarray) -> np.ndarray:
 def scan_windows(box_mm: np.ndarray) -> list[Grid]:
     """Windows over the body's box, foot to head, each at most 600 mm tall, neighbours overlapping
     by at least 150 mm."""
+    count = _fewest(box_mm, MAX_SCAN_WINDOW_MM, SCAN_WINDOW_OVERLAP_MM)
+    return _stacked(box_mm, min(_height(box_mm), MAX_SCAN_WINDOW_MM), count)
+
+
+def close_windows(box_mm: np.ndarray) -> list[Grid]:
+    """Windows over the pelvis box, foot to head, each at most 240 mm tall and all of one height,
+    neighbours overlapping by 80 mm."""
+    count = _fewest(box_mm, MAX_CLOSE_WINDOW_MM, CLOSE_WINDOW_OVERLAP_MM)
+    height = (_height(box_mm) + (count - 1) * CLOSE_WINDOW_OVERLAP_MM) / count
+    return _stacked(box_mm, height, count)
+
+
+def in_parts(box_mm: np.ndarray, count: int) -> list[Grid]:
+    """Windows end to end in z, foot to head, that together are the box."""
+    return _stacked(box_mm, _height(box_mm) / count, count)
+
+
+def _height(box_mm: np.ndarray) -> float:
+    return float(box_mm[1, 2] - box_mm[0, 2])
+
+
+def _fewest(box_mm: np.ndarray, tallest_mm: float, overlap_mm: float) -> int:
+    """How many windows of at most this height reach from end to end of a box."""
+    return 1 + max(0, math.ceil((_height(box_mm) - tallest_mm) / (tallest_mm - overlap_mm)))
+
+
+def _stacked(box_mm: np.ndarray, height_mm: float, count: int) -> list[Grid]:
+    """Windows of one height, evenly from end to end of a box."""
     low, high = float(box_mm[0, 2]), float(box_mm[1, 2])
-    height = min(high - low, MAX_SCAN_WINDOW_MM)
-    stride = MAX_SCAN_WINDOW_MM - SCAN_WINDOW_OVERLAP_MM
-    count = 1 + max(0, math.ceil((high - low - height) / stride))
     windows = []
-    for start in np.linspace(low, high - height, count):
+    for start in np.linspace(low, high - height_mm, count):
         box = box_mm.copy()
-        box[:, 2] = start, start + height
+        box[:, 2] = start, start + height_mm
         windows.append(window_over(box))
     return windows
+
+
+def grid_of(windows: list[Grid]) -> Grid:
+    """The grid that windows stacked in z cover together, as fine as they are."""
+    if len(windows) == 1:
+        return windows[0]
+    boxes = [w.box_mm() for w in windows]
+    low = np.min([b[0] for b in boxes], axis=0)
+    high = np.max([b[1] for b in boxes], axis=0)
+    spacing = windows[0].spacing_mm
+    size = (GRID_SIZE[0], GRID_SIZE[1], max(1, round((high[2] - low[2]) / spacing[2])))
+    return Grid(size, spacing, floats3(low + np.asarray(spacing) / 2))
 
 
 def joined(windows: list[Grid], maps: list[np.ndarray]) -> Volume:
@@ -93,13 +133,8 @@ def joined(windows: list[Grid], maps: list[np.ndarray]) -> Volume:
     windows overlap."""
     if len(windows) == 1:
         return Volume(maps[0], windows[0])
-    boxes = [w.box_mm() for w in windows]
-    low = np.min([b[0] for b in boxes], axis=0)
-    high = np.max([b[1] for b in boxes], axis=0)
-    spacing = windows[0].spacing_mm
-    size = (GRID_SIZE[0], GRID_SIZE[1], max(1, round((high[2] - low[2]) / spacing[2])))
-    grid = Grid(size, spacing, floats3(low + np.asarray(spacing) / 2))
-    total = np.zeros(size, np.float32)
+    grid = grid_of(windows)
+    total = np.zeros(grid.size, np.float32)
     for window, values in zip(windows, maps, strict=True):
         np.maximum(total, resample(Volume(values, window), grid, outside=0.0), out=total)
     return Volume(total, grid)

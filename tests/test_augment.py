@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from balls import patient, write_cohort
+from balls import patient, view, write_cohort
 from monai.transforms import RandSimulateLowResolution
 
 from multipass.augment import Placement, RandPlacement, Space, look, undeformed
@@ -22,7 +22,14 @@ from multipass.intensity import (
 )
 from multipass.patients import write_patient
 from multipass.structures import PELVIS
-from multipass.windows import COARSE_GRID_SIZE, GRID_SIZE, unguarded
+from multipass.windows import (
+    COARSE_GRID_SIZE,
+    GRID_SIZE,
+    guarded,
+    in_parts,
+    unguarded,
+    window_over,
+)
 
 CPU = torch.device("cpu")
 STILL = Space(0, 0, 0, 0, 0, 0, 0, scan_scale=(1, 1), box_scale=(1, 1))
@@ -50,13 +57,14 @@ def volumes_ml(seen: torch.Tensor, box: np.ndarray) -> np.ndarray:
 
 
 def test_an_undeformed_scan_window_is_the_stored_one(sample):
-    seen = look(sample, undeformed(sample), "scan")
+    seen = look(sample, undeformed(sample)[0], "scan")
     torch.testing.assert_close(seen, sample.scan, atol=1e-4, rtol=0)
 
 
 def test_the_undeformed_pelvis_window_is_the_crop_without_its_guard(sample):
     np.testing.assert_allclose(sample.pelvis_box, unguarded(sample.crop_box))
-    place = undeformed(sample)
+    (place,) = undeformed(sample)
+    np.testing.assert_allclose(place.close_box, sample.pelvis_box)
     whole = Placement(place.control_mm, place.domain, place.scan_box, sample.crop_box, False)
     inside = look(sample, whole, "pelvis")[:, 16:-16, 16:-16, 9:-9]
     torch.testing.assert_close(inside, sample.crop[:, 16:-16, 16:-16, 9:-9], atol=1e-3, rtol=0)
@@ -66,10 +74,38 @@ def test_the_undeformed_pelvis_window_is_the_crop_without_its_guard(sample):
 def test_both_windows_see_the_same_deformed_patient(sample, seed):
     place = placed(sample, replace(Space(), cut=0.0, shift_mm=0.0, box_scale=(1.0, 1.0)), seed)
     scan = volumes_ml(look(sample, place, "scan"), place.scan_box)
-    pelvis = volumes_ml(look(sample, place, "pelvis"), place.pelvis_box)
+    pelvis = volumes_ml(look(sample, place, "pelvis"), place.close_box)
     np.testing.assert_allclose(pelvis, scan, rtol=0.03)
-    box = place.pelvis_box
+    box = place.close_box
     assert (box >= place.scan_box[0]).all() and (box <= place.scan_box[1]).all()
+
+
+def test_windows_over_a_tall_pelvis_are_drawn_and_see_its_finer_parts(tmp_path):
+    """Of a pelvis 380 mm tall, parts bring the fractions in a close window nearer to the truth."""
+    tall = np.diag([1.0, 1, 2.5])
+
+    def stretched(box: np.ndarray) -> dict:
+        seen = view(window_over(box @ np.linalg.inv(tall)), np.random.default_rng(5), np.zeros(3))
+        seen["window"] = {k: (tall @ v).tolist() for k, v in seen["window"].items()}
+        return seen
+
+    pelvis = np.array([[-110.0, -70.0, -190.0], [110.0, 100.0, 190.0]])
+    body = np.array([[-180.0, -120.0, -300.0], [180.0, 120.0, 300.0]])
+    stored = patient(1) | stretched(guarded(pelvis)) | {"scan": stretched(body)}
+    samples, errors = [], []
+    for parts in ([], in_parts(guarded(pelvis), 2)):
+        stored["parts"] = [stretched(part.box_mm()) for part in parts]
+        write_patient(tmp_path / "Patient_01.pkl", stored)
+        samples.append(Cohort(tmp_path).sample("Patient_01", CPU))
+        places = undeformed(samples[-1])
+        np.testing.assert_allclose([p.close_box[:, 2] for p in places], [[-190, 40], [-40, 190]])
+        seen = [look(samples[-1], p, "pelvis")[1:].numpy() for p in places]
+        truth = [stretched(p.close_box)["fractions"] / 255 for p in places]
+        errors.append(np.abs(np.array(seen) - truth).mean())
+    assert samples[1].crop.shape[-1] == 2 * GRID_SIZE[2]
+    assert errors[1] < 0.8 * errors[0]
+    drawn = {bool(placed(samples[1], STILL, seed).close_box[0, 2] > -120) for seed in range(8)}
+    assert drawn == {True, False}
 
 
 @pytest.mark.parametrize("window", ["scan", "pelvis"])
@@ -85,7 +121,7 @@ def test_a_coarse_window_sees_the_same_in_the_same_box(sample, window):
 
 
 def test_what_lies_beyond_the_crop_comes_from_the_scan(sample):
-    place = undeformed(sample)
+    (place,) = undeformed(sample)
     wide = Placement(place.control_mm, place.domain, place.scan_box, place.scan_box, False)
     torch.testing.assert_close(
         look(sample, wide, "pelvis"), look(sample, wide, "scan"), atol=0.5, rtol=0
@@ -120,8 +156,8 @@ def test_a_cut_never_reaches_beyond_the_scan_window(sample):
     for seed in range(8):
         place = placed(sample, replace(Space(), cut=1.0), seed)
         assert (place.scan_box[1] > place.scan_box[0]).all()
-        assert (place.pelvis_box[0] >= place.scan_box[0]).all()
-        assert (place.pelvis_box[1] <= place.scan_box[1]).all()
+        assert (place.close_box[0] >= place.scan_box[0]).all()
+        assert (place.close_box[1] <= place.scan_box[1]).all()
 
 
 def test_the_same_seed_draws_the_same_batch(cohort):

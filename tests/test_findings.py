@@ -6,13 +6,13 @@ import numpy as np
 import oracle
 import pytest
 
-from multipass.findings import beyond_window, describe, flags_of
+from multipass.findings import beyond_window, count_parts, describe, disagreement, flags_of
 from multipass.hounsfield import implausible
 from multipass.maps import ClassMaps, PassResult, native_labels
 from multipass.passes import segment
 from multipass.structures import PELVIS
 from multipass.volume import AIR_HU, Volume
-from multipass.windows import window_over
+from multipass.windows import close_windows, window_over
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +60,26 @@ def test_a_bone_that_goes_on_where_the_last_pass_did_not_look():
     grown = window.box_mm() + [[-50, -50, -50], [50, 50, 50]]
     assert beyond_window(result, grown, 5) == [False, True, False, False, False]
     assert not any(beyond_window(result, window.box_mm(), 5))
+
+
+def test_windows_on_top_of_each_other_are_one_box():
+    """A bone through both is one part, and where one window ends in the other is no edge."""
+    windows = close_windows(np.array([[-100.0, -80.0, -200.0], [110.0, 90.0, 200.0]]))
+    found = []
+    for window in windows:
+        z = window.origin_mm[2] + np.arange(window.size[2]) * window.spacing_mm[2]
+        maps = np.zeros((6, *window.size), np.float32)
+        maps[1, 20:40, 20:40, np.abs(z) < 150] = 1
+        maps[2, 60:80, 20:40, np.abs(np.abs(z) - 100) < 50] = 1
+        maps[3, 90:100, 60:80, z > 100] = 1
+        maps[0] = 1 - maps.sum(0)
+        found.append(ClassMaps(maps))
+    result = PassResult(windows, found, [])
+    assert len(windows) == 2
+    assert count_parts(result, 5) == [1, 2, 1, 0, 0]
+    scan = np.array([[-100.0, -80.0, -300.0], [110.0, 90.0, 300.0]])
+    assert beyond_window(result, scan, 5) == [False, False, True, False, False]
+    assert disagreement([result, result], 5) == [0, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -7,11 +7,16 @@ import pytest
 
 from multipass.volume import Grid, Volume
 from multipass.windows import (
+    CLOSE_WINDOW_OVERLAP_MM,
     GRID_SIZE,
+    MAX_CLOSE_WINDOW_MM,
     MAX_SCAN_WINDOW_MM,
     SCAN_WINDOW_OVERLAP_MM,
     body_box,
+    close_windows,
+    grid_of,
     guarded,
+    in_parts,
     joined,
     pelvis_box,
     scan_windows,
@@ -45,6 +50,29 @@ def test_scan_windows_cover_the_box_and_overlap(height):
         assert one[1, 2] - one[0, 2] <= MAX_SCAN_WINDOW_MM + 1e-6
     for lower, upper in zip(boxes, boxes[1:], strict=False):
         assert lower[1, 2] - upper[0, 2] >= SCAN_WINDOW_OVERLAP_MM - 1e-6
+
+
+@pytest.mark.parametrize("height", [90.0, 240.0, 240.5, 345.0, 400.0, 400.5, 700.0])
+def test_close_windows_cover_the_box_in_one_height(height):
+    box = np.array([[0.0, 0.0, -height], [400.0, 300.0, 0.0]])
+    windows = close_windows(box)
+    boxes = [w.box_mm() for w in windows]
+    assert len(boxes) == 1 or height > MAX_CLOSE_WINDOW_MM
+    assert all(w.spacing_mm == pytest.approx(windows[0].spacing_mm) for w in windows)
+    assert boxes[0][1, 2] - boxes[0][0, 2] <= MAX_CLOSE_WINDOW_MM + 1e-6
+    np.testing.assert_allclose([boxes[0][0], boxes[-1][1]], box, atol=1e-9)
+    for lower, upper in zip(boxes, boxes[1:], strict=False):
+        assert lower[1, 2] - upper[0, 2] == pytest.approx(CLOSE_WINDOW_OVERLAP_MM)
+    spacing = windows[0].spacing_mm[2]
+    np.testing.assert_allclose(grid_of(windows).box_mm(), box, atol=spacing / 2)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_parts_lie_end_to_end(count):
+    edges = [part.box_mm() for part in in_parts(BOX, count)]
+    np.testing.assert_allclose([edges[0][0], edges[-1][1]], BOX)
+    for lower, upper in zip(edges, edges[1:], strict=False):
+        assert lower[1, 2] == pytest.approx(upper[0, 2])
 
 
 def test_body_box_leaves_out_table_and_cable():

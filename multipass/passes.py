@@ -96,7 +96,8 @@ def blank(network: MultiPassUNet, image: torch.Tensor) -> torch.Tensor:
 def segment(
     model: Model, volume: Volume, passes: int | None = None, keep_all: bool = False
 ) -> list[PassResult]:
-    """Runs the passes over a scan: the first over its scan windows, the next over the pelvis.
+    """Runs the passes over a scan: the first over its scan windows, the next over those on the
+    pelvis.
 
     Args:
         volume: upright CT in HU.

@@ -26,7 +26,7 @@ from multipass.network import MultiPassUNet, Network
 from multipass.passes import NOT_FOUND, View, closer, run, segment
 from multipass.patients import window_of
 from multipass.structures import PELVIS
-from multipass.volume import Grid, Volume
+from multipass.volume import Grid, Volume, floats3
 from multipass.windows import scan_windows, window_over
 
 SMALL = np.array([[-100.0, -80.0, -90.0], [110.0, 90.0, 70.0]])
@@ -232,6 +232,20 @@ def test_a_body_of_a_metre_is_looked_at_in_parts_and_gets_the_same_mask():
     for k in range(1, 6):
         found, wanted = labels[:, :, : volume.array.shape[2]] == k, label == k
         assert 2 * (found & wanted).sum() / (found.sum() + wanted.sum()) > 0.9
+
+
+def test_a_tall_pelvis_is_looked_at_in_parts_and_gets_the_same_mask():
+    volume, label = oracle.scene(oracle.scene_grid())
+    twice = [np.multiply(v, [1, 1, 2]) for v in (volume.grid.spacing_mm, volume.grid.origin_mm)]
+    spacing, origin = (floats3(v) for v in twice)
+    scan = Volume(volume.array, replace(volume.grid, spacing_mm=spacing, origin_mm=origin))
+    _, second, third = segment(oracle.model(), scan, 3)
+    assert len(second.windows) == 2 and third.windows == second.windows
+    for result in (second, third):
+        labels = native_labels(result, scan.grid)
+        for k in range(1, 6):
+            found, wanted = labels == k, label == k
+            assert 2 * (found & wanted).sum() / (found.sum() + wanted.sum()) > 0.9
 
 
 def test_segment_with_the_scan_window_keeps_it():

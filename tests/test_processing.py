@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from multipass.patients import read_dataset, read_patient
+from multipass.patients import read_dataset, read_patient, window_of
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS_COLUMN = "seconds"
@@ -60,6 +60,21 @@ def test_writes_patients_dataset_report_and_contact_sheet(processed):
     assert [row["outcome"] for row in rows] == ["processed"] * 3
     assert all("sacrum" in row["structures"] for row in rows)
     assert (processed / "processing_report.png").stat().st_size > 10_000
+
+
+def test_parts_are_the_pelvis_crop_in_finer_slices(processed):
+    """Fractions are averages over voxels: n fine slices average to one of the crop."""
+    patients = read_dataset(processed / "complete_dataset.pkl")["patients"].values()
+    tall = [patient for patient in patients if patient["parts"]]
+    assert tall, "a cohort with a pelvis of more than 240 mm is needed here"
+    for patient in tall:
+        count = len(patient["parts"])
+        fine = np.concatenate([part["fractions"] for part in patient["parts"]], -1) / 255
+        averaged = fine.reshape(*fine.shape[:3], -1, count).mean(-1)
+        difference = np.abs(averaged - patient["fractions"] / 255)
+        assert difference.mean() < 0.05 * averaged.mean()
+        places = [window_of(view).box_mm() for view in (*patient["parts"], patient)]
+        np.testing.assert_allclose([places[0][0], places[-2][1]], places[-1], atol=1e-6)
 
 
 def test_no_data_is_one_sentence_that_says_where_to_ask(tmp_path):

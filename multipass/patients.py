@@ -1,8 +1,18 @@
 """Patient files: what `processing.py` writes and `training.py` reads, and how to read them safely.
 
-A patient file is a pickled plain dict (see `check_patient`); `complete_dataset.pkl` holds all of
-them. Neither is read with `pickle.load`: a pickle can name any function, and the reader here admits
-only the few that rebuild numpy arrays of numbers.
+A patient file is a pickled plain dict, `complete_dataset.pkl` holds all of them:
+
+    format, patient_id, structures, source
+    image, label, fractions, window     of the pelvis box and a guard around it
+    scan     {image, label, fractions, window}: of the whole scan
+    parts    [the same, ...]: where that box is too tall for one of the later passes' windows, it in
+             finer slices, cut into volumes that lie end to end, foot to head; else []
+
+image: float16 (128, 128, 72) in [0, 1]; label: uint8; fractions: uint8 (K, 128, 128, 72), of 255;
+window: origin_mm, spacing_mm. Files without 'parts', as older versions wrote them, are read, too.
+
+Neither is read with `pickle.load`: a pickle can name any function, and the reader here admits only
+the few that rebuild numpy arrays of numbers.
 """
 
 from __future__ import annotations

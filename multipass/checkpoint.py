@@ -116,8 +116,10 @@ def load(path: Path, device: torch.device | str = "cpu") -> Model:
     _check_sha256(path, sha256)
     content = read(path, device)
     try:
-        network = MultiPassUNet(**content["network"])
-        network.load_state_dict(content["state_dict"])
+        with torch.device("meta"):  # no memory before the weights are known to fit
+            network = MultiPassUNet(**content["network"])
+        network.load_state_dict(content["state_dict"], assign=True)
+        network.float()
         structures = [Structure.from_dict(row) for row in content["structures"]]
         low, high = content["hu_range"]
         passes, window = int(content["passes"]), content["window"]

@@ -103,6 +103,7 @@ def test_a_truncated_checkpoint(model, tmp_path):
         {"structures": []},
         {"state_dict": {}},
         {"network": {"classes": 3, "filters": [8, 8, 8, 8]}},
+        {"network": {"classes": 6, "filters": [1 << 20] * 4}},  # petabytes, if it were made
     ],
 )
 def test_parts_that_do_not_fit(model, tmp_path, change):

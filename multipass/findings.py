@@ -102,7 +102,7 @@ def disagreement(results: Sequence[PassResult], count: int) -> list[float]:
     grid = grid_of(results[-1].windows)
     before, after = (native_labels(result, grid).ravel() for result in results[-2:])
     common = np.bincount(after[after == before], minlength=count + 1)
-    total = sum(np.bincount(labels, minlength=count + 1) for labels in (before, after))
+    total = np.bincount(before, minlength=count + 1) + np.bincount(after, minlength=count + 1)
     return [float(1 - 2 * c / t) if t else 0.0 for c, t in zip(common[1:], total[1:], strict=True)]
 
 

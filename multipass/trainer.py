@@ -200,7 +200,6 @@ def patient_dice(
     logits = zip(*(run(network, batch.views, passes, amp) for batch in batches), strict=True)
     scores = []
     for k, of_windows in enumerate(logits):
-        targets = [batch.target(k) for batch in batches]
-        together = (torch.cat(list(maps), -1) for maps in (of_windows, targets))
-        scores.append(hard_dice(*together, batches[0].known)[0])
+        target = torch.cat([batch.target(k) for batch in batches], -1)
+        scores.append(hard_dice(torch.cat(of_windows, -1), target, batches[0].known)[0])
     return torch.stack(scores).cpu().numpy()

@@ -139,8 +139,9 @@ def as_it_is(cohort: Cohort, patient_id: str, windows: Sequence[str], device) ->
     """One patient without augmentation, through the windows of its reference, a batch for each over
     the pelvis: for validation."""
     sample = cohort.sample(patient_id, device)
+    places = undeformed(sample)
     batches = []
-    for place in undeformed(sample) if "pelvis" in windows else undeformed(sample)[:1]:
+    for place in places if "pelvis" in windows else places[:1]:
         seen = torch.stack([look(sample, place, window) for window in windows])
         boxes = [place.box(window) for window in windows]
         batches.append(collate([(seen[:, 0], seen[:, 1:], boxes, sample.known, None)]))

@@ -5,7 +5,8 @@
     python processing.py --input ablation/ctpel --output ablation/processed
     python benchmarks/ablation.py --jobs 2
 
-    multi-pass    a pass over the scan, then one over the pelvis window with the first as context
+    multi-pass    a pass over the scan at half the resolution, then one over the pelvis window with
+                  the first as context
     two on scan   two passes over the same scan window, the original description's method
     one on scan   one pass over the scan
     one on pelvis one pass over the pelvis window; at test the box is found by the network of
@@ -53,7 +54,7 @@ from native_scores import (
 )
 
 import training
-from multipass.batches import Batches
+from multipass.batches import Batches, sizes_of
 from multipass.checkpoint import Model
 from multipass.cohort import Cohort
 from multipass.files import replacing
@@ -179,7 +180,8 @@ def trained(arm: Arm, seed: int, options: Options) -> Model:
     state.load_state_dict(torch.load(path, weights_only=True))
     window = "pelvis" if arm == MULTI else "scan"
     structures = list(batches.cohort.structures)
-    return Model(state.average.network, structures, HU_RANGE, arm.passes, window)
+    first_size = sizes_of(arm.windows)[0]
+    return Model(state.average.network, structures, HU_RANGE, arm.passes, window, first_size)
 
 
 def closer_outputs(model: Model, volume: Volume, finder: Model) -> Iterator[tuple[str, PassResult]]:

@@ -26,9 +26,14 @@ SLABS = 8  # torch samples a 3D grid on one thread per batch item, so a window g
 
 @dataclass(frozen=True)
 class Space:
-    """How far a patient is deformed and windows are displaced. Angles in degrees."""
+    """How far a patient is deformed and windows are displaced. Angles in degrees.
+
+    A part of the patients, `turned`, lies turned about the long axis as far as on the side.
+    """
 
     rotation_deg: float = 15.0
+    turned: float = 0.1
+    turn_deg: float = 90.0
     scale: float = 0.15
     shear: float = 0.05
     elastic_mm: float = 8.0
@@ -39,7 +44,8 @@ class Space:
     box_scale: tuple[float, float] = (0.9, 1.15)
 
     def scaled(self, strength: float) -> Space:
-        """Deformations of another strength; boxes stay as imperfect as they will be found."""
+        """Deformations of another strength; patients lie as they do, and boxes stay as imperfect as
+        they will be found."""
         keys = ("rotation_deg", "scale", "shear", "elastic_mm", "cut")
         return replace(self, **{key: strength * getattr(self, key) for key in keys})
 
@@ -95,6 +101,9 @@ class RandPlacement(Randomizable):
     def randomize(self, data=None) -> None:
         space, R = self.space, self.R
         angles = np.deg2rad(R.uniform(-1, 1, 3) * space.rotation_deg)
+        turn = np.deg2rad(R.uniform(-1, 1) * space.turn_deg)
+        if R.rand() < space.turned:
+            angles[2] += turn
         scale = np.exp(R.uniform(-1, 1) * space.scale + R.uniform(-1, 1, 3) * space.scale / 3)
         shear = np.eye(3) + np.triu(R.uniform(-1, 1, (3, 3)) * space.shear, 1)
         self.mirrored = bool(R.rand() < space.mirror) and self.mirror_allowed
@@ -114,12 +123,11 @@ class RandPlacement(Randomizable):
 
     def _scan_box(self, sample: Sample, centre: np.ndarray) -> np.ndarray:
         """The deformed body's box, displaced a little, now and then with an end of it cut off."""
-        body = _corners(sample.scan_box) - centre
-        body = body @ np.diag(1 / np.sqrt((self.linear**2).sum(0)))
-        box = np.stack([body.min(0), body.max(0)]) + centre
-        if self.mirrored:
-            box[:, 0] = 2 * centre[0] - box[::-1, 0]
-        box = self._displaced(box, self.space.scan_scale)
+        inverse = np.linalg.inv(self.linear)
+        body = (sample.scan_box[1] - sample.scan_box[0]) / 2
+        middle = centre + inverse @ (sample.scan_box.mean(0) - centre)
+        half = np.sqrt(((inverse * body) ** 2).sum(1))  # of the ellipsoid that fills the box
+        box = self._displaced(np.stack([middle - half, middle + half]), self.space.scan_scale)
         if self.R.rand() < self.space.cut:
             end, part = self.R.randint(2), self.R.uniform(0.1, 0.45)
             height = box[1, 2] - box[0, 2]
@@ -162,10 +170,6 @@ def _rotation(angles: np.ndarray) -> np.ndarray:
         turn[i, j], turn[j, i] = -s, s
         out = turn @ out
     return out
-
-
-def _corners(box: np.ndarray) -> np.ndarray:
-    return np.stack(np.meshgrid(*box.T, indexing="ij"), axis=-1).reshape(-1, 3)
 
 
 def _spline_rows(at: np.ndarray, domain: np.ndarray) -> np.ndarray:

@@ -27,7 +27,7 @@ import tyro
 from tqdm import tqdm
 
 from multipass import checkpoint
-from multipass.batches import Batch, Batches, as_it_is, sizes_of
+from multipass.batches import Batch, Batches, as_it_is
 from multipass.cohort import Cohort
 from multipass.loss import hard_dice, soft_loss
 from multipass.native import final_scores
@@ -87,8 +87,8 @@ class Options:
     schedule: Literal["cosine", "plateau"] = "cosine"
     """learning rate: falls over the whole run, or is cut when validation stands still"""
     coarse: float | None = None
-    """first part of the training, with all windows at half the resolution, where steps take a
-    fraction of the time; validation never is, so that its Dice jumps when that part ends;
+    """first part of the training, on windows of half the resolution, where steps take a fraction of
+    the time; validation is always at full resolution, so that its Dice jumps when that part ends;
     0.5 if not given, and 0 with --init"""
     augmentation: float = 1.0
     """strength; less of it fits sooner, which is what a run of minutes needs; 0: mirror alone"""
@@ -287,7 +287,7 @@ def progress(state: State, part_of_epoch: float, options: Options) -> float:
 
 
 def window_size(done: float, options: Options) -> tuple[int, int, int]:
-    """Voxels of the last window when this part of the training is done."""
+    """Voxels of the windows when this part of the training is done."""
     return COARSE_GRID_SIZE if done < (options.coarse or 0) else GRID_SIZE
 
 
@@ -322,7 +322,6 @@ def keep(state: State, dice: float, cohort: Cohort, options: Options, origin: di
         hu_range=HU_RANGE,
         passes=options.passes,
         window=options.window,
-        first_size=sizes_of(options.windows)[0],
         info={"dice": dice, "trained_on": origin["trained_on"]},
     )
     content = checkpoint.as_dict(model)

@@ -5,8 +5,7 @@
     python processing.py --input ablation/ctpel --output ablation/processed
     python benchmarks/ablation.py --jobs 2
 
-    multi-pass    a pass over the scan at half the resolution, then one over the pelvis window with
-                  the first as context
+    multi-pass    a pass over the scan, then one over the pelvis window with the first as context
     two on scan   two passes over the same scan window, the original description's method
     one on scan   one pass over the scan
     one on pelvis one pass over the pelvis window; at test the box is found by the network of
@@ -54,7 +53,7 @@ from native_scores import (
 )
 
 import training
-from multipass.batches import Batches, sizes_of
+from multipass.batches import Batches
 from multipass.checkpoint import Model
 from multipass.cohort import Cohort
 from multipass.files import replacing
@@ -180,8 +179,7 @@ def trained(arm: Arm, seed: int, options: Options) -> Model:
     state.load_state_dict(torch.load(path, weights_only=True))
     window = "pelvis" if arm == MULTI else "scan"
     structures = list(batches.cohort.structures)
-    first_size = sizes_of(arm.windows)[0]
-    return Model(state.average.network, structures, HU_RANGE, arm.passes, window, first_size)
+    return Model(state.average.network, structures, HU_RANGE, arm.passes, window)
 
 
 def closer_outputs(model: Model, volume: Volume, finder: Model) -> Iterator[tuple[str, PassResult]]:

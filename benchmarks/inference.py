@@ -50,7 +50,7 @@ from multipass.series import find  # noqa: E402
 from multipass.stages import peak_mb  # noqa: E402
 from multipass.structures import PELVIS, Structure  # noqa: E402
 from multipass.volume import Grid, Volume, ints3, resample  # noqa: E402
-from multipass.windows import COARSE_GRID_SIZE, HU_RANGE, close_windows, pelvis_box  # noqa: E402
+from multipass.windows import HU_RANGE, close_windows, pelvis_box  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -98,7 +98,7 @@ def measure(folder: Path, with_reference: bool, count: int) -> dict[str, Any]:
             link.symlink_to((patient / part).resolve())
     structures = pieces(count)
     network = knowing_network(count)
-    model = Model(network, structures, HU_RANGE, 2, "pelvis", COARSE_GRID_SIZE, {}, "0" * 64)
+    model = Model(network, structures, HU_RANGE, 2, "pelvis", {}, "0" * 64)
     script.load_model = lambda path: model
     replaced = {"seconds": 0.0, "peak_mb": None}
     script.passes.segment = perfect(script.passes.segment, patient / "im_3", count, replaced)

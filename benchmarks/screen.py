@@ -48,7 +48,7 @@ from native_scores import (
 from torch.nn import Parameter
 
 import training
-from multipass.batches import Batch, Batches, sizes_of
+from multipass.batches import Batch, Batches
 from multipass.checkpoint import Model
 from multipass.cohort import Cohort
 from multipass.files import replacing
@@ -141,8 +141,8 @@ def learn(state: State, batch: Batch, choice: Choice) -> None:
             training.descend(state, losses[-1])
         if k == 0:
             kept = logits if choice.through else logits.detach()
-            boxes, size = (view.box for view in batch.views), batch.views[1].image.shape[2:]
-            context = batch.disturb(between(torch.softmax(kept.float(), 1), *boxes, size))
+            boxes = (view.box for view in batch.views)
+            context = batch.disturb(between(torch.softmax(kept.float(), 1), *boxes))
     if not choice.step_each_pass:
         training.descend(state, losses[0] + losses[1])
     state.average.update(state.network)
@@ -192,8 +192,7 @@ def train_and_score(choice: Choice, options: Options) -> str:
         with replacing(kept) as temporary:
             torch.save(state.state_dict(), temporary)
     structures = list(batches.cohort.structures)
-    first_size = sizes_of(MULTI.windows)[0]
-    model = Model(state.average.network.eval(), structures, HU_RANGE, 2, "pelvis", first_size)
+    model = Model(state.average.network.eval(), structures, HU_RANGE, 2, "pelvis")
     rows: list[dict[str, Any]] = []
     with torch.inference_mode():
         for patient, volume, reference in reference_scans(options.test, structures):

@@ -157,13 +157,13 @@ class Plain:
     def batch(self, number: int) -> Batch:
         state, ids = random_state(self.given.options.seed, number), self.given.ids
         patient = ids[state.randint(len(ids))]
+        windows = as_it_is(self.given.cohort, patient, self.windows, self.given.device)
+        seen = windows[state.randint(len(windows))]
         self.augment.set_random_state(state=state)
-        out = []
-        for window in self.windows:  # one at a time: each at full resolution
-            looks = as_it_is(self.given.cohort, patient, (window,), self.given.device)
-            seen = looks[state.randint(len(looks))]
-            label = seen.targets[0].argmax(1).float()
-            out.append(self.augment({"image": seen.views[0].image[0], "label": label}))
+        out = [
+            self.augment({"image": view.image[0], "label": target.argmax(1).float()})
+            for view, target in zip(seen.views, seen.targets, strict=True)
+        ]
         return Batch([o["image"][None] for o in out], [o["label"][None] for o in out], seen.known)
 
     def learn(self, batch: Batch) -> None:

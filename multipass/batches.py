@@ -17,20 +17,10 @@ from multipass.loss import with_background
 from multipass.passes import View
 from multipass.processes import rank, world_size
 from multipass.structures import mirror_partners
-from multipass.windows import COARSE_GRID_SIZE, GRID_SIZE, Size
+from multipass.windows import GRID_SIZE
 
 FEWEST_STEPS = 20  # an epoch of a small cohort, so that validation does not take most of the time
-
-
-def sizes_of(windows: Sequence[str], size: Size = GRID_SIZE) -> list[Size]:
-    """Voxels of each window: a pass that a closer one follows need not see more than where to look,
-    at half the resolution.
-
-    Args:
-        windows: 'scan' or 'pelvis', what each pass sees.
-        size: of the last window.
-    """
-    return [size if window == windows[-1] else COARSE_GRID_SIZE for window in windows]
+Size = tuple[int, int, int]
 
 
 def whole(step: int) -> Size:
@@ -91,7 +81,7 @@ class Batches:
         """This process's part of each batch of an epoch.
 
         Args:
-            size: voxels of the last window, of each step.
+            size: voxels of the windows, of each step.
         """
         draws = self.steps * self.batch_size
         order: list[int] = []
@@ -113,13 +103,11 @@ class Batches:
         self.place.set_random_state(state=state)
         place = self.place(sample)
         boxes = [place.box(window) for window in self.windows]
-        sizes = zip(self.windows, sizes_of(self.windows, size), strict=True)
-        seen = [look(sample, place, window, of_window) for window, of_window in sizes]
+        seen = torch.stack([look(sample, place, window, size) for window in self.windows])
         known = sample.known
         if place.mirrored:
-            order = torch.tensor(self.partners, device=known.device)
-            for channels in seen:
-                channels[1:] = channels[1:][order]
+            order = torch.tensor(self.partners, device=seen.device)
+            seen[:, 1:] = seen[:, 1:][:, order]
             known = known[order]
         self.intensity.set_random_state(state=state)
         images, fractions = self.intensity(seen, boxes, place.scan_box)
@@ -154,9 +142,7 @@ def as_it_is(cohort: Cohort, patient_id: str, windows: Sequence[str], device) ->
     places = undeformed(sample)
     batches = []
     for place in places if "pelvis" in windows else places[:1]:
-        sizes = zip(windows, sizes_of(windows), strict=True)
-        seen = [look(sample, place, window, size) for window, size in sizes]
+        seen = torch.stack([look(sample, place, window) for window in windows])
         boxes = [place.box(window) for window in windows]
-        images, fractions = zip(*((s[0], s[1:]) for s in seen), strict=True)
-        batches.append(collate([(images, fractions, boxes, sample.known, None)]))
+        batches.append(collate([(seen[:, 0], seen[:, 1:], boxes, sample.known, None)]))
     return batches

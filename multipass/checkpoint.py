@@ -14,7 +14,6 @@ import torch
 from multipass.files import replacing, sha256_of
 from multipass.network import MultiPassUNet
 from multipass.structures import Structure
-from multipass.windows import COARSE_GRID_SIZE, GRID_SIZE, Size
 
 FORMAT = "multipass-checkpoint-1"
 WINDOWS = ("pelvis", "scan")
@@ -28,7 +27,6 @@ class Model:
         structures: of mask values 1 to K.
         hu_range: the Hounsfield units that become 0 and 1.
         passes, window: as in training.
-        first_size: voxels of the first pass's windows.
         info: 'trained_on', 'date', 'dice', 'versions'.
         sha256: of the file.
     """
@@ -38,7 +36,6 @@ class Model:
     hu_range: tuple[float, float]
     passes: int
     window: str
-    first_size: Size
     info: dict = field(default_factory=dict)
     sha256: str = ""
 
@@ -65,7 +62,6 @@ def as_dict(model: Model) -> dict:
         "hu_range": [float(v) for v in model.hu_range],
         "passes": model.passes,
         "window": model.window,
-        "first_size": list(model.first_size),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": versions(),
         **model.info,
@@ -127,23 +123,18 @@ def load(path: Path, device: torch.device | str = "cpu") -> Model:
         structures = [Structure.from_dict(row) for row in content["structures"]]
         low, high = content["hu_range"]
         passes, window = int(content["passes"]), content["window"]
-        # Older checkpoints have none.
-        x, y, z = (int(n) for n in content.get("first_size", GRID_SIZE))
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path}: its parts do not fit together ({reason}).") from None
     fits = len(structures) + 1 == network.classes and window in WINDOWS and passes >= 1
-    fits = fits and (x, y, z) in (GRID_SIZE, COARSE_GRID_SIZE)
     if not (fits and -math.inf < low < high < math.inf):
         raise ValueError(
             f"{path}: its parts do not fit together ({len(structures)} structures, "
-            f"{network.classes} classes, window {window!r}, {passes} passes, the first over "
-            f"{x} x {y} x {z} voxels, {low} to {high} HU)."
+            f"{network.classes} classes, window {window!r}, {passes} passes, {low} to {high} HU)."
         )
     info = {k: content.get(k) for k in ("trained_on", "date", "dice", "versions")}
     network.to(device).eval()
-    hu_range, first = (float(low), float(high)), (x, y, z)
-    return Model(network, structures, hu_range, passes, window, first, info, sha256)
+    return Model(network, structures, (float(low), float(high)), passes, window, info, sha256)
 
 
 def _check_there(path: Path) -> None:

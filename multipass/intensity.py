@@ -1,7 +1,7 @@
 """Intensity augmentation of the windows of one scan, and disturbance of a pass's context.
 
 MONAI's transforms do gamma, shift, scale, blur and low resolution; what it lacks follows its
-interface. All windows of a scan share their draws.
+interface. All windows of a scan share their draws: they stack as channels.
 """
 
 from __future__ import annotations
@@ -72,9 +72,9 @@ class RandFieldOfView(Randomizable):
         self.prob = prob
 
     def __call__(
-        self, seen: list[torch.Tensor], boxes: list[np.ndarray], scan_box: np.ndarray
-    ) -> list[torch.Tensor]:
-        """Takes and returns (C, X, Y, Z) of each window; no channel sees what lies outside."""
+        self, seen: torch.Tensor, boxes: list[np.ndarray], scan_box: np.ndarray
+    ) -> torch.Tensor:
+        """Takes and returns (W, C, X, Y, Z); what lies outside is seen by no channel."""
         size = (scan_box[1] - scan_box[0])[:2]
         radius = self.R.uniform(0.38, 0.55) * size.max()
         centre = scan_box.mean(0)[:2] + self.R.uniform(-0.05, 0.05, 2) * size
@@ -94,8 +94,8 @@ class RandMetal(Randomizable):
     def __init__(self, prob: float) -> None:
         self.prob = prob
 
-    def __call__(self, seen: list[torch.Tensor], boxes: list[np.ndarray]) -> list[torch.Tensor]:
-        """Takes and returns (C, X, Y, Z), image and fractions, of each window."""
+    def __call__(self, seen: torch.Tensor, boxes: list[np.ndarray]) -> torch.Tensor:
+        """Takes and returns (W, C, X, Y, Z), image and fractions."""
         if self.R.rand() >= self.prob:
             return seen
         low, high = boxes[-1]
@@ -152,7 +152,6 @@ class RandIntensity(Randomizable):
 
     def __init__(self, strength: float = 1.0) -> None:
         set_track_meta(False)  # plain tensors: nothing here moves a voxel
-        self.seed = 0
         self.metal = RandMetal(prob=0.12 * strength)
         self.field_of_view = RandFieldOfView(prob=0.08 * strength)
         self.plain = Compose(
@@ -173,29 +172,25 @@ class RandIntensity(Randomizable):
         super().set_random_state(seed, state)
         self.metal.set_random_state(seed=int(self.R.randint(2**31)))
         self.field_of_view.set_random_state(seed=int(self.R.randint(2**31)))
-        self.seed = int(self.R.randint(2**31))
+        self.plain.set_random_state(seed=int(self.R.randint(2**31)))
         return self
 
     def __call__(
-        self, seen: list[torch.Tensor], boxes: list[np.ndarray], scan_box: np.ndarray
-    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        self, seen: torch.Tensor, boxes: list[np.ndarray], scan_box: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Augments what the windows of one scan show.
 
         Args:
-            seen: (1 + K, X, Y, Z) image and fractions of each window; may be changed in place.
+            seen: (W, 1 + K, X, Y, Z) image and fractions of each window; may be changed in place.
             boxes: (2, 3) of each window, mm.
             scan_box: (2, 3) of the whole scan, mm.
 
         Returns:
-            (X, Y, Z) images in [0, 1] and (K, X, Y, Z) fractions.
+            (W, X, Y, Z) images in [0, 1] and (W, K, X, Y, Z) fractions.
         """
         seen = self.metal(seen, boxes)
         seen = self.field_of_view(seen, boxes, scan_box)
-        images = []
-        for channels in seen:
-            self.plain.set_random_state(seed=self.seed)
-            images.append(self.plain(channels[:1].contiguous())[0].clamp(0, 1))
-        return images, [channels[1:] for channels in seen]
+        return self.plain(seen[:, 0].contiguous()).clamp(0, 1), seen[:, 1:]
 
 
 @dataclass(frozen=True)

@@ -85,20 +85,16 @@ def linear_rows(
     return (1 - distance.abs()).clamp(min=0) * inside[:, :, None]
 
 
-def between(
-    maps: torch.Tensor, source: torch.Tensor, target: torch.Tensor, size: Sequence[int]
-) -> torch.Tensor:
+def between(maps: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     """Resamples (N, C, X, Y, Z) maps from windows over one box into windows over another.
 
     Args:
         source, target: (N, 2, 3) boxes.
-        size: voxels of the windows over the target.
     """
-    if torch.equal(source, target) and maps.shape[2:] == tuple(size):
+    if torch.equal(source, target):
         return maps
     rows = [
-        linear_rows(source[:, :, a], target[:, :, a], n, size[a])
-        for a, n in enumerate(maps.shape[2:])
+        linear_rows(source[:, :, a], target[:, :, a], n, n) for a, n in enumerate(maps.shape[2:])
     ]
     return apply_rows(maps, rows)
 

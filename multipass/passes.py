@@ -23,7 +23,6 @@ from multipass.windows import (
     pelvis_box,
     scan_windows,
     window_image,
-    window_over,
 )
 
 NOT_FOUND = "no pelvis found: the closer look took the whole scan"
@@ -83,8 +82,7 @@ def run(
             logits = network(view.image, context)
         yield logits
         if index + 1 < passes:
-            found, size = torch.softmax(logits.detach().float(), 1), following.image.shape[2:]
-            context = between(found, view.box, following.box, size)
+            context = between(torch.softmax(logits.detach().float(), 1), view.box, following.box)
             if disturb is not None:
                 context = disturb(context)
 
@@ -109,7 +107,7 @@ def segment(
     Returns:
         One result a pass; those not kept have neither windows nor maps.
     """
-    scan = scan_windows(body_box(volume), model.first_size)
+    scan = scan_windows(body_box(volume))
     results = [look_through(model, volume, scan, None, [])]
     for index in range(1, passes or model.passes):
         windows, flags = results[-1].windows, results[-1].flags
@@ -158,7 +156,7 @@ def closer(first: PassResult, volume: Volume) -> tuple[list[Grid], list[str]]:
     foreground = joined(first.windows, [1 - p[0].astype(np.float32) for p in first.probabilities])
     box = pelvis_box(foreground, volume.grid.box_mm())
     if box is None:
-        return [window_over(w.box_mm()) for w in first.windows], [NOT_FOUND]
+        return first.windows, [NOT_FOUND]
     lost_ml = _outside_ml(foreground, box)
     lost = [f"the first pass saw {lost_ml:.0f} mL outside of the pelvis window"]
     return close_windows(box), lost if lost_ml >= OUTSIDE_ML else []

@@ -1,7 +1,7 @@
 """Windows: grids of 128 x 128 x 72 voxels laid over axis-aligned boxes in patient space.
 
-A window is a `Grid` of GRID_SIZE, or half as fine, with the identity direction. Boxes are (2, 3)
-arrays: the lower and the upper corner in LPS millimetres, at voxel edges.
+A window is a `Grid` of GRID_SIZE with the identity direction. Boxes are (2, 3) arrays: the lower
+and the upper corner in LPS millimetres, at voxel edges.
 """
 
 from __future__ import annotations
@@ -13,11 +13,9 @@ from scipy import ndimage
 
 from multipass.volume import AIR_HU, Grid, Volume, floats3, resample
 
-Size = tuple[int, int, int]
-GRID_SIZE: Size = (128, 128, 72)
-# Half as fine, a seventh of the work: for a pass that a closer one follows, and for the first part
-# of a training. The network halves z three times, hence 40.
-COARSE_GRID_SIZE: Size = (64, 64, 40)
+GRID_SIZE = (128, 128, 72)
+# Half as fine, for the first part of a training; the network halves z three times, hence 40.
+COARSE_GRID_SIZE = (64, 64, 40)
 # Hounsfield units that become 0 and 1: fat to dense cortical bone.
 HU_RANGE = (-200.0, 1000.0)
 MAX_SCAN_WINDOW_MM = 600.0
@@ -36,10 +34,10 @@ NEARBY_MM = 50.0
 NEARBY_MIN_MM3 = 1000.0
 
 
-def window_over(box_mm: np.ndarray, size: Size = GRID_SIZE) -> Grid:
-    """The window whose voxels fill the box."""
-    spacing = (box_mm[1] - box_mm[0]) / np.asarray(size)
-    return Grid(size, floats3(spacing), floats3(box_mm[0] + spacing / 2))
+def window_over(box_mm: np.ndarray) -> Grid:
+    """The window whose 128 x 128 x 72 voxels fill the box."""
+    spacing = (box_mm[1] - box_mm[0]) / np.asarray(GRID_SIZE)
+    return Grid(GRID_SIZE, floats3(spacing), floats3(box_mm[0] + spacing / 2))
 
 
 def body_box(volume: Volume) -> np.ndarray:
@@ -68,7 +66,7 @@ def body_box(volume: Volume) -> np.ndarray:
 
 
 def window_image(volume: Volume, window: Grid, hu_range: tuple[float, float] = HU_RANGE):
-    """float32 (X, Y, Z) in [0, 1]: the upright CT seen through the window, air outside."""
+    """float32 (128, 128, 72) in [0, 1]: the upright CT seen through the window, air outside."""
     low, high = hu_range
     hounsfield = resample(volume, window, outside=AIR_HU)
     return np.clip((hounsfield - low) / (high - low), 0, 1)
@@ -78,11 +76,11 @@ def clipped(box_mm: np.ndarray, limit_mm: np.ndarray) -> np.ndarray:
     return np.stack([np.maximum(box_mm[0], limit_mm[0]), np.minimum(box_mm[1], limit_mm[1])])
 
 
-def scan_windows(box_mm: np.ndarray, size: Size = GRID_SIZE) -> list[Grid]:
+def scan_windows(box_mm: np.ndarray) -> list[Grid]:
     """Windows over the body's box, foot to head, each at most 600 mm tall, neighbours overlapping
     by at least 150 mm."""
     count = _fewest(box_mm, MAX_SCAN_WINDOW_MM, SCAN_WINDOW_OVERLAP_MM)
-    return _stacked(box_mm, min(_height(box_mm), MAX_SCAN_WINDOW_MM), count, size)
+    return _stacked(box_mm, min(_height(box_mm), MAX_SCAN_WINDOW_MM), count)
 
 
 def close_windows(box_mm: np.ndarray) -> list[Grid]:
@@ -107,16 +105,14 @@ def _fewest(box_mm: np.ndarray, tallest_mm: float, overlap_mm: float) -> int:
     return 1 + max(0, math.ceil((_height(box_mm) - tallest_mm) / (tallest_mm - overlap_mm)))
 
 
-def _stacked(
-    box_mm: np.ndarray, height_mm: float, count: int, size: Size = GRID_SIZE
-) -> list[Grid]:
+def _stacked(box_mm: np.ndarray, height_mm: float, count: int) -> list[Grid]:
     """Windows of one height, evenly from end to end of a box."""
     low, high = float(box_mm[0, 2]), float(box_mm[1, 2])
     windows = []
     for start in np.linspace(low, high - height_mm, count):
         box = box_mm.copy()
         box[:, 2] = start, start + height_mm
-        windows.append(window_over(box, size))
+        windows.append(window_over(box))
     return windows
 
 
@@ -127,13 +123,13 @@ def grid_of(windows: list[Grid]) -> Grid:
     boxes = [w.box_mm() for w in windows]
     low = np.min([b[0] for b in boxes], axis=0)
     high = np.max([b[1] for b in boxes], axis=0)
-    (nx, ny, _), spacing = windows[0].size, windows[0].spacing_mm
-    size = (nx, ny, max(1, round((high[2] - low[2]) / spacing[2])))
+    spacing = windows[0].spacing_mm
+    size = (GRID_SIZE[0], GRID_SIZE[1], max(1, round((high[2] - low[2]) / spacing[2])))
     return Grid(size, spacing, floats3(low + np.asarray(spacing) / 2))
 
 
 def joined(windows: list[Grid], maps: list[np.ndarray]) -> Volume:
-    """Maps (X, Y, Z) of overlapping scan windows as one volume: the larger value where two
+    """Maps (128, 128, 72) of overlapping scan windows as one volume: the larger value where two
     windows overlap."""
     if len(windows) == 1:
         return Volume(maps[0], windows[0])

@@ -9,7 +9,6 @@ from multipass.checkpoint import Model
 from multipass.network import Network
 from multipass.structures import PELVIS
 from multipass.volume import Grid, Volume
-from multipass.windows import COARSE_GRID_SIZE
 
 HU_RANGE = (-200.0, 1000.0)
 TISSUE_HU = 40.0
@@ -52,9 +51,7 @@ class Oracle(Network):
 
 def model() -> Model:
     info = {"trained_on": {"patients": 0}, "date": "2020-01-01T00:00:00", "dice": 1.0}
-    return Model(
-        Oracle().eval(), list(PELVIS), HU_RANGE, 2, "pelvis", COARSE_GRID_SIZE, info, "0" * 64
-    )
+    return Model(Oracle().eval(), list(PELVIS), HU_RANGE, 2, "pelvis", info, "0" * 64)
 
 
 def scene(grid: Grid, seed: int = 0) -> tuple[Volume, np.ndarray]:

@@ -12,15 +12,13 @@ from multipass.files import sha256_of
 from multipass.network import MultiPassUNet
 from multipass.publish import publish
 from multipass.structures import PELVIS
-from multipass.windows import COARSE_GRID_SIZE
 
 
 @pytest.fixture
 def model() -> checkpoint.Model:
     network = MultiPassUNet(1 + len(PELVIS), filters=(8, 8, 8, 8))
     info = {"dice": 0.9, "trained_on": {"patients": 7, "training": ["Doe"]}}
-    first = COARSE_GRID_SIZE
-    return checkpoint.Model(network, list(PELVIS), (-200.0, 1000.0), 2, "pelvis", first, info)
+    return checkpoint.Model(network, list(PELVIS), (-200.0, 1000.0), 2, "pelvis", info)
 
 
 def test_written_and_read_back(model, tmp_path):
@@ -29,7 +27,6 @@ def test_written_and_read_back(model, tmp_path):
     back = checkpoint.load(path)
     assert back.structures == model.structures
     assert (back.hu_range, back.passes, back.window) == ((-200.0, 1000.0), 2, "pelvis")
-    assert back.first_size == COARSE_GRID_SIZE
     assert back.info["dice"] == 0.9 and back.info["trained_on"]["patients"] == 7
     assert back.info["versions"]["torch"].startswith("2")
     assert back.sha256 == sha256_of([path]) and len(back.sha256) == 64

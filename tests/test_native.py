@@ -15,7 +15,6 @@ from multipass.network import MultiPassUNet
 from multipass.patients import read_patient, write_patient
 from multipass.prepare import prepare_patient
 from multipass.structures import PELVIS, Structure, by_codes
-from multipass.windows import COARSE_GRID_SIZE
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +29,7 @@ def processed(cohort_dir, tmp_path_factory) -> Path:
 def model() -> checkpoint.Model:
     torch.manual_seed(0)
     network = MultiPassUNet(1 + len(PELVIS), filters=(4, 4, 8, 8)).eval()
-    return checkpoint.Model(network, list(PELVIS), (-200.0, 1000.0), 3, "pelvis", COARSE_GRID_SIZE)
+    return checkpoint.Model(network, list(PELVIS), (-200.0, 1000.0), 3, "pelvis")
 
 
 def test_a_patient_file_leads_back_to_its_scan(processed, cohort_dir):

@@ -32,7 +32,7 @@ class Space:
     """
 
     rotation_deg: float = 15.0
-    turned: float = 0.2
+    turned: float = 0.1
     turn_deg: float = 90.0
     scale: float = 0.15
     shear: float = 0.05

@@ -53,9 +53,10 @@ def describe(
     """
     boxes = boxes_of(labels, len(structures))
     sure = confidence(results[-1])
-    differing = disagreement(results, len(structures))
-    parts = count_parts(results[-1], len(structures))
-    beyond = beyond_window(results[-1], volume.grid.box_mm(), len(structures))
+    seen = on_windows(results[-1])
+    differing = disagreement(seen, results[-2], len(structures)) if len(results) > 1 else None
+    parts = count_parts(seen, len(structures))
+    beyond = beyond_window(seen, volume.grid.box_mm(), len(structures))
     unseen = unseen_columns(volume)
     rows = []
     for k, structure in enumerate(structures):
@@ -94,35 +95,35 @@ def flags_of(
     return flags + [f"{what}: {', '.join(names)}" for what, names in named.items() if names]
 
 
-def disagreement(results: Sequence[PassResult], count: int) -> list[float]:
-    """1 - Dice between the last two passes per structure, on the last pass's windows; [] for one
-    pass."""
-    if len(results) < 2:
-        return []
-    grid = grid_of(results[-1].windows)
-    before, after = (native_labels(result, grid).ravel() for result in results[-2:])
+def on_windows(result: PassResult) -> Volume:
+    """The label map of a pass on the grid of all its windows, which stack to one box."""
+    grid = grid_of(result.windows)
+    return Volume(native_labels(result, grid), grid)
+
+
+def disagreement(seen: Volume, earlier: PassResult, count: int) -> list[float]:
+    """1 - Dice of a pass's labels per structure against an earlier pass on the same grid."""
+    before, after = native_labels(earlier, seen.grid).ravel(), seen.array.ravel()
     common = np.bincount(after[after == before], minlength=count + 1)
     total = np.bincount(before, minlength=count + 1) + np.bincount(after, minlength=count + 1)
     return [float(1 - 2 * c / t) if t else 0.0 for c, t in zip(common[1:], total[1:], strict=True)]
 
 
-def count_parts(result: PassResult, count: int) -> list[int]:
-    """Disjoint parts of at least 1 mL per structure, on the windows' grid."""
-    grid = grid_of(result.windows)
-    labels = native_labels(result, grid)
+def count_parts(seen: Volume, count: int) -> list[int]:
+    """Disjoint parts of at least 1 mL per structure of a label map."""
     parts = [0] * count
-    for k, box in enumerate(boxes_of(labels, count)):
+    for k, box in enumerate(boxes_of(seen.array, count)):
         if box is not None:
-            pieces, _ = ndimage.label(labels[box] == k + 1)
-            sizes = np.bincount(pieces.ravel())[1:] * grid.voxel_ml
+            pieces, _ = ndimage.label(seen.array[box] == k + 1)
+            sizes = np.bincount(pieces.ravel())[1:] * seen.grid.voxel_ml
             parts[k] = int((sizes >= PART_ML).sum())
     return parts
 
 
-def beyond_window(result: PassResult, scan_box_mm: np.ndarray, count: int) -> list[bool]:
+def beyond_window(seen: Volume, scan_box_mm: np.ndarray, count: int) -> list[bool]:
     """Whether a structure reaches a face of the box that a pass looked at, with more of the scan
     behind that face."""
-    grid = grid_of(result.windows)
+    grid = seen.grid
     inner = np.abs(grid.box_mm() - scan_box_mm) > np.asarray(grid.spacing_mm) / 2
     return [
         box is not None
@@ -130,7 +131,7 @@ def beyond_window(result: PassResult, scan_box_mm: np.ndarray, count: int) -> li
             (inner[0, axis] and s.start == 0) or (inner[1, axis] and s.stop == grid.size[axis])
             for axis, s in enumerate(box)
         )
-        for box in boxes_of(native_labels(result, grid), count)
+        for box in boxes_of(seen.array, count)
     ]
 
 

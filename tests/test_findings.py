@@ -6,7 +6,14 @@ import numpy as np
 import oracle
 import pytest
 
-from multipass.findings import beyond_window, count_parts, describe, disagreement, flags_of
+from multipass.findings import (
+    beyond_window,
+    count_parts,
+    describe,
+    disagreement,
+    flags_of,
+    on_windows,
+)
 from multipass.hounsfield import implausible
 from multipass.maps import ClassMaps, PassResult, native_labels
 from multipass.passes import segment
@@ -56,10 +63,10 @@ def test_a_bone_that_goes_on_where_the_last_pass_did_not_look():
     maps[1, 20:40, 20:40, 10:40] = 1
     maps[2, 60:80, 20:40, 40:] = 1
     maps[0] = 1 - maps.sum(0)
-    result = PassResult([window], [ClassMaps(maps)], [])
+    seen = on_windows(PassResult([window], [ClassMaps(maps)], []))
     grown = window.box_mm() + [[-50, -50, -50], [50, 50, 50]]
-    assert beyond_window(result, grown, 5) == [False, True, False, False, False]
-    assert not any(beyond_window(result, window.box_mm(), 5))
+    assert beyond_window(seen, grown, 5) == [False, True, False, False, False]
+    assert not any(beyond_window(seen, window.box_mm(), 5))
 
 
 def test_windows_on_top_of_each_other_are_one_box():
@@ -75,11 +82,12 @@ def test_windows_on_top_of_each_other_are_one_box():
         maps[0] = 1 - maps.sum(0)
         found.append(ClassMaps(maps))
     result = PassResult(windows, found, [])
+    seen = on_windows(result)
     assert len(windows) == 2
-    assert count_parts(result, 5) == [1, 2, 1, 0, 0]
+    assert count_parts(seen, 5) == [1, 2, 1, 0, 0]
     scan = np.array([[-100.0, -80.0, -300.0], [110.0, 90.0, 300.0]])
-    assert beyond_window(result, scan, 5) == [False, False, True, False, False]
-    assert disagreement([result, result], 5) == [0, 0, 0, 0, 0]
+    assert beyond_window(seen, scan, 5) == [False, False, True, False, False]
+    assert disagreement(seen, result, 5) == [0, 0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ class Space:
     """
 
     rotation_deg: float = 15.0
-    turned: float = 0.1
+    turned: float = 0.2
     turn_deg: float = 90.0
     scale: float = 0.15
     shear: float = 0.05
@@ -44,9 +44,8 @@ class Space:
     box_scale: tuple[float, float] = (0.9, 1.15)
 
     def scaled(self, strength: float) -> Space:
-        """Deformations of another strength; patients lie as they do, and boxes stay as imperfect as
-        they will be found."""
-        keys = ("rotation_deg", "scale", "shear", "elastic_mm", "cut")
+        """Deformations of another strength; boxes stay as imperfect as they will be found."""
+        keys = ("rotation_deg", "turned", "scale", "shear", "elastic_mm", "cut")
         return replace(self, **{key: strength * getattr(self, key) for key in keys})
 
 

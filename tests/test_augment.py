@@ -176,6 +176,18 @@ def test_mirroring_swaps_left_and_right(cohort, sample):
     assert (boxes[0][1] > boxes[0][0]).all()
 
 
+def test_without_strength_a_patient_is_mirrored_at_most():
+    place = RandPlacement(Space().scaled(0), mirror_allowed=True)
+    seen = set()
+    for seed in range(12):
+        place.set_random_state(seed)
+        place.randomize()
+        seen.add(place.mirrored)
+        np.testing.assert_allclose(np.abs(place.linear), np.eye(3), atol=1e-12)
+        assert not place.elastic_mm.any()
+    assert seen == {False, True}
+
+
 def test_no_mirroring_without_the_other_side(tmp_path):
     lone = patient(1, {"right femur": "absent"})
     write_patient(tmp_path / "Patient_01.pkl", lone)

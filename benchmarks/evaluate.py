@@ -42,6 +42,7 @@ from native_scores import (
 from multipass import checkpoint, metrics
 from multipass.cases import Case, find_cases
 from multipass.files import code_sha256, sha256_of
+from multipass.labelmaps import LEAST_PART_MM3
 from multipass.mirrored import with_mirroring
 from multipass.volume import Volume
 
@@ -69,6 +70,8 @@ class Options:
     """scans at the same time, a thread each"""
     tta: bool = False
     """every pass also looks at the mirrored scan, as with run_inference.py --tta"""
+    least_part_mm3: float = LEAST_PART_MM3
+    """smaller parts of a bone are removed, as by run_inference.py"""
 
 
 def evaluate(case: Case, options: Options) -> Path:
@@ -91,7 +94,8 @@ def evaluate(case: Case, options: Options) -> Path:
         kind = kinds(case, volume, all(whole))
         for output, result in outputs(model, volume):
             key = dict(zip(KEY, (NAME, 0, case.name, output), strict=True))
-            found = score(result, volume, reference, model.structures)
+            least_mm3 = options.least_part_mm3
+            found = score(result, volume, reference, model.structures, least_mm3)
             rows += [key | kind | row for row in found]
     write_rows(path, rows)
     return path
@@ -147,7 +151,7 @@ def by_structure(rows: list[dict[str, Any]], output: str) -> list[str]:
 
 def main(options: Options) -> None:
     facts = {"test": scans_sha256(options.test), "model": sha256_of([options.model])}
-    facts |= {"code": code_sha256(), "tta": options.tta}
+    facts |= {"code": code_sha256(), "tta": options.tta, "least_part_mm3": options.least_part_mm3}
     claim(options.output, facts)
     with ExitStack() as stack, ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
         cases = find_cases(options.test, stack).cases

@@ -19,6 +19,7 @@ from multipass.cases import Case, find_cases  # noqa: E402
 from multipass.checkpoint import Model  # noqa: E402
 from multipass.ct import read_ct  # noqa: E402
 from multipass.files import claimed_otherwise, replacing, sha256_of  # noqa: E402
+from multipass.labelmaps import LEAST_PART_MM3, without_specks  # noqa: E402
 from multipass.maps import PassResult, native_labels  # noqa: E402
 from multipass.metrics import bootstrap_interval, compare  # noqa: E402
 from multipass.passes import look_through, segment  # noqa: E402
@@ -39,11 +40,15 @@ def outputs(model: Model, volume: Volume) -> Iterator[tuple[str, PassResult]]:
 
 
 def score(
-    result: PassResult, volume: Volume, reference: tuple, structures: Sequence[Structure]
+    result: PassResult,
+    volume: Volume,
+    reference: tuple,
+    structures: Sequence[Structure],
+    least_part_mm3: float = LEAST_PART_MM3,
 ) -> list[dict[str, Any]]:
     labels, statuses = reference
     names = [structure.name for structure in structures]
-    found = native_labels(result, volume.grid)
+    found = without_specks(native_labels(result, volume.grid), volume.grid, least_part_mm3)
     return compare(found, labels, volume.grid.spacing_mm, names, statuses)
 
 

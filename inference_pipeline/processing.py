@@ -18,6 +18,7 @@ import SimpleITK as sitk
 
 from multipass import ct, hounsfield, patients, series, windows
 from multipass.cases import Case
+from multipass.labelmaps import without_specks
 from multipass.maps import ClassMaps, PassResult, least
 from multipass.volume import (
     AIR_HU,
@@ -156,12 +157,14 @@ def _scan_of_patient(patient: dict) -> Scan:
 # ------------------------------------------------------------- the way back
 
 
-def own_grid_labels(result: PassResult, scan: Scan, labels: np.ndarray) -> np.ndarray:
+def own_grid_labels(
+    result: PassResult, scan: Scan, labels: np.ndarray, least_mm3: float = 0.0
+) -> np.ndarray:
     """The label map on the scan's own grid: by transposing `labels`, which lie on the upright grid,
-    or, for an oblique scan, from the class probabilities."""
+    or, for an oblique scan, from the class probabilities, less parts smaller than `least_mm3`."""
     if not scan.is_oblique:
         return from_upright(labels, scan.grid)
-    return oblique_labels(result, scan.grid)
+    return without_specks(oblique_labels(result, scan.grid), scan.grid, least_mm3)
 
 
 def oblique_labels(result: PassResult, grid: Grid) -> np.ndarray:

@@ -34,7 +34,7 @@ from tqdm import tqdm  # noqa: E402
 from multipass import checkpoint, findings, output, passes  # noqa: E402
 from multipass.cases import Case, find_cases  # noqa: E402
 from multipass.files import code_sha256, sha256_of  # noqa: E402
-from multipass.labelmaps import without_specks  # noqa: E402
+from multipass.labelmaps import LEAST_PART_MM3, without_specks  # noqa: E402
 from multipass.maps import native_labels  # noqa: E402
 from multipass.mirrored import with_mirroring  # noqa: E402
 from multipass.outcome import Outcome  # noqa: E402
@@ -80,7 +80,7 @@ class Options:
     """JSON file of a site's own segment names, for the scores of a SEG, see README.md."""
     page: bool = True
     """Write index.html and a page per case to look at, with NiiVue from the installed ipyniivue."""
-    least_part_mm3: float = 0.0
+    least_part_mm3: float = LEAST_PART_MM3
     """Remove parts of a bone smaller than this; its largest part always stays. 0: none."""
     overwrite: bool = False
     """Segment finished cases again."""
@@ -238,13 +238,9 @@ def look(
     with stages.stage("passes"):
         results = passes.segment(model, scan.upright, options.passes)
     with stages.stage("way back"):
-        labels = native_labels(results[-1], scan.upright.grid)
-        mask = own_grid_labels(results[-1], scan, labels)
-        if options.least_part_mm3 > 0:
-            labels, mask = (
-                without_specks(array, grid.voxel_ml * 1000, options.least_part_mm3)
-                for array, grid in ((labels, scan.upright.grid), (mask, scan.grid))
-            )
+        grid, least_mm3 = scan.upright.grid, options.least_part_mm3
+        labels = without_specks(native_labels(results[-1], grid), grid, least_mm3)
+        mask = own_grid_labels(results[-1], scan, labels, least_mm3)
     with stages.stage("findings"):
         structures = findings.describe(labels, scan.upright, results, model.structures)
         flags = [*case.notes, *scan.notes]
@@ -252,7 +248,8 @@ def look(
     with stages.stage("scores"):
         volumes_ml = [row["visible_ml"] for row in structures]
         compared = case, scan.grid, labels, results, model.structures, volumes_ml
-        scored = score(*compared, scan.tilted, read_rules(options.structures))
+        rules = read_rules(options.structures)
+        scored = score(*compared, scan.tilted, rules, least_part_mm3=options.least_part_mm3)
     kept = results[-1] if options.probabilities else None
     done = Segmented(
         case.name, scan.upright, labels, scan.grid, mask, scan.slices, model.structures,

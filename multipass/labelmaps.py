@@ -5,6 +5,11 @@ from __future__ import annotations
 import numpy as np
 from scipy import ndimage
 
+from multipass.volume import Grid
+
+# What TotalSegmentator's --remove_small_blobs takes away: 0.2 mL.
+LEAST_PART_MM3 = 200.0
+
 Box = tuple[slice, ...]
 
 
@@ -38,21 +43,23 @@ def voxel_counts(labels: np.ndarray, count: int) -> np.ndarray:
     return np.sum([np.bincount(part.ravel(), minlength=count + 1) for part in slices], axis=0)
 
 
-def without_specks(labels: np.ndarray, voxel_mm3: float, least_mm3: float) -> np.ndarray:
+def without_specks(labels: np.ndarray, grid: Grid, least_mm3: float = LEAST_PART_MM3) -> np.ndarray:
     """The label map without the parts of a structure that are smaller than `least_mm3`.
 
     Larger parts all stay, so that the fragments of a broken bone do, and so does a structure's
     largest part, however small. Returns the same array where nothing is removed.
 
     Args:
-        labels: (X, Y, Z) integers, 0 background.
+        labels: (X, Y, Z) integers on `grid`, 0 background.
     """
+    if least_mm3 <= 0:
+        return labels
     cleaned = labels
     for value, box in enumerate(boxes_of(labels, int(labels.max())), start=1):
         if box is None:
             continue
         parts, count = ndimage.label(labels[box] == value)
-        sizes = np.bincount(parts.ravel())[1:] * voxel_mm3
+        sizes = np.bincount(parts.ravel())[1:] * grid.voxel_ml * 1000
         is_speck = (sizes < least_mm3) & (np.arange(count) != sizes.argmax())
         if is_speck.any():
             cleaned = labels.copy() if cleaned is labels else cleaned

@@ -20,6 +20,7 @@ from multipass.choice import choose
 from multipass.cohort import Cohort
 from multipass.ct import read_ct
 from multipass.files import replacing
+from multipass.labelmaps import without_specks
 from multipass.maps import native_labels
 from multipass.metrics import METRICS
 from multipass.passes import precision, segment
@@ -131,7 +132,7 @@ def _score_scan(case: Case, model: Model, rules: Identify) -> list[dict[str, Any
     scored = score(
         case,
         ct.volume.grid,
-        native_labels(results[-1], volume.grid),
+        without_specks(native_labels(results[-1], volume.grid), volume.grid),
         results,
         model.structures,
         volumes_ml=[None] * len(model.structures),

@@ -11,7 +11,7 @@ import SimpleITK as sitk
 
 from multipass.cases import Case
 from multipass.ct import CT
-from multipass.labelmaps import boxes_of
+from multipass.labelmaps import LEAST_PART_MM3, boxes_of, without_specks
 from multipass.maps import PassResult, native_labels
 from multipass.metrics import compare
 from multipass.segmentation import Identify
@@ -43,6 +43,7 @@ def score(
     tilted: CT | None = None,
     rules: Identify = by_codes,
     every_pass: bool = False,
+    least_part_mm3: float = LEAST_PART_MM3,
 ) -> Scored:
     """With a reference, the scores of the first and the last pass; else the last pass's volumes.
 
@@ -53,6 +54,7 @@ def score(
         tilted: the CT, where its gantry was tilted.
         rules: of a SEG's segments, see `multipass.segmentation.read_reference`.
         every_pass: score the passes between the first and the last, too.
+        least_part_mm3: what was removed from `labels`, and is from the other passes'.
     """
     problem = None
     try:
@@ -68,7 +70,10 @@ def score(
             rows.append({"pass": last, "structure": name, "volume_ml": volume_ml})
     else:
         for number in range(1, last + 1) if every_pass else sorted({1, last}):
-            compared = labels if number == last else native_labels(results[number - 1], target)
+            compared = labels
+            if number < last:
+                compared = native_labels(results[number - 1], target)
+                compared = without_specks(compared, target, least_part_mm3)
             for row in compare(compared, found[0], target.spacing_mm, names, found[1]):
                 rows.append({"pass": number, **row})
     for row in rows:

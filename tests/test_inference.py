@@ -167,6 +167,23 @@ def test_an_image_file_with_its_reference(script, tmp_path, suffix):
     assert report["flags"] == []
 
 
+@pytest.mark.parametrize("grid", [oracle.scene_grid(), turned_grid(9)], ids=["upright", "oblique"])
+def test_specks_are_not_bone_unless_wanted(script, tmp_path, grid):
+    volume, label = oracle.scene(grid)
+    middle = np.rint(np.linalg.solve(grid.affine, [0, -60, 30, 1])[:3]).astype(int)
+    speck = tuple(slice(i, i + n) for i, n in zip(middle, (2, 2, 1), strict=True))
+    volume.array[speck] = oracle.SCENE[2][0]
+    assert not label[speck].any()
+    write_image(tmp_path / "in" / "scan.nrrd", volume)
+    found = []
+    for least in ({}, {"least_part_mm3": 0.0}):
+        assert run(script, tmp_path, **least) == 0
+        mask = from_sitk(sitk.ReadImage(str(tmp_path / "out" / "scan" / "mask.nii.gz"))).array
+        found.append(int(np.count_nonzero(mask[speck])))
+        assert min(dice(mask, label)) > 0.9
+    assert found[0] == 0 < found[1]
+
+
 @pytest.mark.parametrize("wrong", [0.5, 257, -1])
 def test_a_reference_that_is_no_label_map_is_named_and_not_used(script, tmp_path, capsys, wrong):
     volume, label = oracle.scene(oracle.scene_grid())

@@ -7,8 +7,9 @@ import pytest
 from scipy import ndimage
 
 from multipass.labelmaps import boxes_of, without_specks
+from multipass.volume import Grid
 
-VOXEL_MM3 = 2.0
+GRID = Grid((30, 30, 30), (1.0, 1.0, 2.0), (0.0, 0.0, 0.0))
 
 
 def test_specks_go_and_fragments_stay():
@@ -20,7 +21,7 @@ def test_specks_go_and_fragments_stay():
     labels[13, 5, 5] = 3
     labels[15:18, 5, 5] = 3
     before = labels.copy()
-    cleaned = without_specks(labels, VOXEL_MM3, 5.0)
+    cleaned = without_specks(labels, GRID, 5.0)
     assert np.array_equal(labels, before)
     assert cleaned[28, 28, 28] == 0 and cleaned[13, 5, 5] == 0
     assert (cleaned == 1).sum() == 1125 and cleaned[2, 28, 2] == 2
@@ -28,8 +29,22 @@ def test_specks_go_and_fragments_stay():
 
 
 def test_nothing_to_remove_is_no_copy():
-    labels = np.ones((4, 4, 4), np.uint8)
-    assert without_specks(labels, VOXEL_MM3, 5.0) is labels
+    labels = np.ones(GRID.size, np.uint8)
+    assert without_specks(labels, GRID, 5.0) is labels
+    labels[20] = 0
+    labels[21:, 9:] = 0
+    assert without_specks(labels, GRID) is labels  # a part of 9 x 9 x 30 voxels
+
+
+def test_the_default_takes_away_less_than_a_fifth_of_a_millilitre():
+    labels = np.ones(GRID.size, np.uint8)
+    labels[20:] = 0
+    labels[25:, :10, :2] = 2
+    labels[25, 20:, :9] = 1
+    assert (without_specks(labels, GRID)[25:] == 1).sum() == 0
+    labels[25, 20:, :10] = 1
+    assert without_specks(labels, GRID) is labels
+    assert (without_specks(labels, GRID, 0.0)[25:] == 1).sum() == 100
 
 
 @pytest.mark.parametrize("order", [(0, 1, 2), (2, 0, 1)])

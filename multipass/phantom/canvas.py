@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from multipass.phantom import limbs
 from multipass.phantom.lattice import Block
 from multipass.phantom.pose import Pose
-from multipass.phantom.shapes import smooth_min
+from multipass.phantom.shapes import smooth_max, smooth_min
 
 AIR_HU = -1000.0
 COVER_MM = 20.0  # from a bone; farther away its distance is only a lower bound
@@ -20,6 +21,7 @@ class Canvas:
         points: (N, 3) lattice points in the scene; `select` narrows them to the body.
         pelvis: the same points in the pelvis frame, as they are (1) and mirrored (-1).
         outline: distance to the outer face of the muscle layer.
+        fat_share: of the trunk's fat, or 1 everywhere.
         cavity: distance to the walls of abdomen and true pelvis.
         stool: HU, for the points that turn out to lie in stool.
     """
@@ -37,7 +39,22 @@ class Canvas:
         self.points = self.block.points()
         self.hu: np.ndarray = self.block.array.reshape(-1)
         self.rng = recipe.rng("tissue")
-        self.outline = outline(self)
+        self.outline, self.fat_share = outline(self), 1.0
+        if recipe.limbs:
+            self._add_limbs()
+
+    def _add_limbs(self) -> None:
+        """Head, neck, shoulders and arms join the outline; fat is thinner on them, and on shins."""
+        scale = np.float32(self.recipe.scale)
+        trunk = smooth_max(
+            self.outline, self.pose.to_body(self.points)[:, 2] - limbs.NECK_MM * scale, 30
+        )
+        limb = limbs.outline(self.pose.to_pelvis(self.points), self.recipe.limbs) * scale
+        lean = (limb < trunk) | (self.points[:, 2] < limbs.KNEE_MM * scale)
+        share = np.where(lean, np.float32(limbs.LEAN), np.float32(1))
+        shape = self.block.array.shape
+        blurred = gaussian_filter(share.reshape(shape), 20 / self.recipe.tissue_mm, truncate=2)
+        self.outline, self.fat_share = smooth_min(trunk, limb, 25), blurred.reshape(-1)
 
     def select(self, where: np.ndarray) -> None:
         """Go on with these points only."""
@@ -48,17 +65,25 @@ class Canvas:
         pelvis = self.pose.to_pelvis(self.points)
         self.pelvis = {1: pelvis, -1: _mirrored(pelvis)}
         self.cavity = cavity(pelvis)
+        if self.recipe.limbs:
+            self.cavity = smooth_max(self.cavity, pelvis[:, 2] - limbs.NECK_MM, 40)
         lumps = 20 + 250 * np.minimum(self.noise(3) + 0.8, 0.4)
         self.stool = np.clip(lumps, -850, 140)
 
     def cover(self, hard: list[Block], flesh_mm: float) -> None:
         """Move the outline outwards where it lies less than `flesh_mm` outside a shape."""
+        index = self.all.reshape(self.block.array.shape)
         for block in hard:
-            place = np.rint(self.points / np.float32(block.step_mm)).astype(int) - block.start
+            ends = np.stack([block.start - 1, block.start + block.array.shape]) * block.step_mm
+            low, high = np.rint(ends / self.block.step_mm).astype(int) - self.block.start
+            box = tuple(slice(max(a, 0), max(b, 0) + 1) for a, b in zip(low, high, strict=True))
+            near = index[box].ravel()
+            place = np.rint(self.points[near] / np.float32(block.step_mm)).astype(int)
+            place -= block.start
             inside = np.flatnonzero(((place >= 0) & (place < block.array.shape)).all(axis=1))
             distance = block.array[tuple(place[inside].T)]
             close = distance < COVER_MM
-            inside, distance = inside[close], distance[close] - np.float32(flesh_mm)
+            inside, distance = near[inside[close]], distance[close] - np.float32(flesh_mm)
             self.outline[inside] = smooth_min(self.outline[inside], distance, 10)
 
     def store(self) -> None:
@@ -123,7 +148,7 @@ def outline(canvas: Canvas) -> np.ndarray:
     for side in (1, -1):
         q = canvas.pose.to_femur(below, side)
         axis = np.interp(q[:, 2], (-420, -60), (26, 28)).astype(np.float32)
-        radius = np.interp(q[:, 2], (-420, -150, -80, -20, 70), (58, 76, 80, 72, 10))
+        radius = np.interp(q[:, 2], *LEG_RADIUS)
         leg = (np.hypot(q[:, 0] - axis, q[:, 1] - 2) - radius.astype(np.float32)) * scale
         result[low] = smooth_min(result[low], leg, 25 * float(scale))
     return result + 2.0 * canvas.noise(40)
@@ -137,6 +162,11 @@ OUTLINE = np.array(
         (380, 150, 105, -20),
     ]
 )  # fmt: skip
+# Of a leg: heights in the femur's frame, and radii. Only whole bodies reach below the knee.
+LEG_RADIUS = (
+    (-800, -680, -560, -490, -420, -150, -80, -20, 70),
+    (36, 44, 57, 58, 58, 76, 80, 72, 10),
+)
 CAVITY = np.array(
     [
         (-75, 15, 15, 0), (-40, 45, 50, 5), (0, 55, 62, 0), (40, 85, 62, -18), (90, 112, 62, -32),

@@ -31,8 +31,8 @@ class Options:
     """Seed of the cohort."""
     matrix: int = 512
     """Pixels a side of a slice, 32 to 1024."""
-    size: Literal["pelvis", "abdomen", "small"] | None = None
-    """Length of the scans; by default a quarter of them show the abdomen too."""
+    size: Literal["pelvis", "abdomen", "body", "small"] | None = None
+    """Length of the scans; by default a quarter show the abdomen, too, and none a whole body."""
     anatomy: Path | None = None
     """Folder of real bone surfaces to build the patients around; parametric bones by default."""
     part: Literal["all", "train", "test"] = "all"

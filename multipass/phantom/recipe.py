@@ -82,6 +82,8 @@ class Recipe:
     phleboliths: int = 0
     streak_noise_hu: float = 0.0  # along the rows that pass most tissue
     shading_hu: float = 0.0  # of a slow drift across the body, as beam hardening leaves
+    # of a whole-body scan, which shows head, shoulders, arms and knees: 'arms up' or 'arms down'
+    limbs: str = ""
 
     def rng(self, stream: str) -> np.random.Generator:
         """A generator of its own for each use, so that changing one leaves the others alone."""
@@ -97,8 +99,9 @@ def draw_recipe(seed: int, index: int, matrix: int = 512, size: str | None = Non
 
     Args:
         matrix: pixels a side of a slice.
-        size: 'pelvis' (240 to 350 mm tall), 'abdomen' (430 to 600 mm), 'small' (coarse slices, for
-            tests) or None for a random one of the first two.
+        size: 'pelvis' (240 to 350 mm tall), 'abdomen' (430 to 600 mm), 'body' (from neck or crown
+            to thighs or shins), 'small' (coarse slices, for tests) or None for a random one of the
+            first two.
     """
     rng = np.random.default_rng([seed, index, 7])
     tall = rng.random() < 0.25 if size is None else size == "abdomen"
@@ -110,6 +113,12 @@ def draw_recipe(seed: int, index: int, matrix: int = 512, size: str | None = Non
         tissue_mm=3.0 if matrix > 256 else 4.0,
         **scan, **_draw_anatomy(rng, sex), **_draw_extras(rng, tall), **_draw_files(rng),
     )  # fmt: skip
+    return of_size(recipe, size)
+
+
+def of_size(recipe: Recipe, size: str | None) -> Recipe:
+    if size == "body":
+        return whole_body(recipe)
     return small(recipe) if size == "small" else recipe
 
 
@@ -118,6 +127,23 @@ def small(recipe: Recipe) -> Recipe:
     return replace(
         recipe, slice_step_mm=6.0, slice_thickness_mm=6.0, lattice_mm=3.0, tissue_mm=6.0,
         bottom_mm=-170.0 * recipe.scale, top_mm=110.0 * recipe.scale, implant="",
+    )  # fmt: skip
+
+
+def whole_body(recipe: Recipe) -> Recipe:
+    """The same patient, stretched out, in a scan from neck or crown to thighs or shins."""
+    rng = recipe.rng("body")
+    bottom = rng.uniform(-330, -140) if rng.random() < 0.6 else rng.uniform(-760, -450)
+    top = rng.uniform(560, 720) if rng.random() < 0.4 else rng.uniform(760, 850)
+    step = round(float(rng.choice([2.5, 3.0, 4.0, 5.0])), 2)
+    arms = str(rng.choice(["arms up", "arms down"]))
+    tilt, lean, spin = recipe.pelvis_deg
+    left, right = ((0.5 * a, 0.5 * b, 0.5 * c) for a, b, c in recipe.femur_deg)
+    return replace(
+        recipe, limbs=arms, arms=False, bottom_mm=round(float(bottom) * recipe.scale, 1),
+        top_mm=round(float(top) * recipe.scale, 1), slice_step_mm=step, slice_thickness_mm=step,
+        pixel_mm=round(float(rng.uniform(460, 620)) / recipe.matrix, 6),
+        pelvis_deg=(0.35 * tilt, 0.35 * lean, 0.35 * spin), femur_deg=(left, right),
     )  # fmt: skip
 
 

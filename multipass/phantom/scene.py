@@ -8,7 +8,7 @@ from functools import partial
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from multipass.phantom import spine
+from multipass.phantom import limbs, spine
 from multipass.phantom.anatomy import ARTERIES
 from multipass.phantom.implants import METAL_HU, metal_parts, prosthetic_sides, without_head
 from multipass.phantom.individual import Box
@@ -60,6 +60,8 @@ class Skeleton:
             self._add(piece.name, shape, self._box(piece.box, piece.side, piece.frame), "metal")
         self._add_legs_and_pelvis()
         self._add_spine()
+        if self.recipe.limbs:
+            self._add_limbs()
         if self.recipe.calcifications:
             self._add_calcifications()
         if self.recipe.phleboliths:
@@ -68,6 +70,8 @@ class Skeleton:
     def _add_legs_and_pelvis(self) -> None:
         for side, name in SIDES:
             shape, box = self.pose.individual.femurs[side]
+            if self.recipe.limbs:
+                shape, box = limbs.with_condyles(shape, box)
             shape = self._in_femur(self._remaining(shape, side), side)
             self._add(f"{name} femur", shape, self._box(box, side, "femur"))
         for side, name in SIDES:
@@ -89,15 +93,32 @@ class Skeleton:
             self._add(v.name, self._in_pelvis(posed), box)
         if top > spine.LOWEST_RIB_MM:
             for side, name in SIDES:
-                shape = self._in_pelvis(partial(spine.ribs, top_mm=top), side)
-                self._add(f"{name} ribs", shape, self._box(((0, -175, 80), (150, 80, top)), side))
+                ribs = partial(spine.ribs, top_mm=top, vertebrae=self._levels)
+                box = self._box(((0, -175, 80), (150, 80, top)), side)
+                self._add(f"{name} ribs", self._in_pelvis(ribs, side), box)
+
+    def _add_limbs(self) -> None:
+        for name, shape, box, paired in limbs.upper_bones(self.recipe.limbs):
+            for side, side_name in SIDES if paired else ((1, "the"),):
+                self._add(f"{side_name} {name}", self._in_pelvis(shape, side), self._box(box, side))
+        for name, shin, box in limbs.shin_bones():
+            for side, side_name in SIDES:
+                shape = self._in_femur(shin, side)
+                self._add(f"{side_name} {name}", shape, self._box(box, side, "femur"))
+        teeth = limbs.teeth()
+        around = self._box((teeth.lower - 5, teeth.upper + 5))
+        self._add("teeth", self._in_pelvis(teeth), around, "calcification")
+
+    @property
+    def _levels(self) -> tuple[spine.Vertebra, ...]:
+        return spine.SPINE + (spine.UPPER_SPINE if self.recipe.limbs else ())
 
     def _vertebrae(self) -> list[tuple[spine.Vertebra, float]]:
         """The vertebrae moved onto the sacrum, and their turns, halved from one to the next."""
         person = self.pose.individual
         moved = [
             replace(v, centre=tuple(np.add(v.centre, person.spine_shift).tolist()))
-            for v in spine.SPINE
+            for v in self._levels
         ]
         return [(v, person.spine_tilt / 2**i) for i, v in enumerate(moved)]
 

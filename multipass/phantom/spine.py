@@ -21,6 +21,7 @@ class Vertebra:
     tilt: float
     width_mm: float
     rib_mm: float  # length of the rib that it carries, 0 for none
+    chest: float = 1.0  # size of the chest there
 
 
 # Body centres up a mean lordosis, the tilt of the upper end plate, width, rib
@@ -39,6 +40,20 @@ SPINE = (
     Vertebra("T6", (0, 33, 425), 0.0, 33, 330),
     Vertebra("T5", (0, 33, 449), 0.05, 32, 330),
     Vertebra("T4", (0, 32, 472), 0.1, 31, 330),
+)
+
+# Of whole-body scans only
+UPPER_SPINE = (
+    Vertebra("T3", (0, 30, 494), 0.14, 31, 330, 0.86),
+    Vertebra("T2", (0, 27, 515), 0.2, 31, 330, 0.7),
+    Vertebra("T1", (0, 22, 535), 0.22, 31, 300, 0.52),
+    Vertebra("C7", (0, 16, 553), 0.2, 29, 0),
+    Vertebra("C6", (0, 11, 569), 0.12, 27, 0),
+    Vertebra("C5", (0, 8, 584), 0.04, 26, 0),
+    Vertebra("C4", (0, 7, 599), -0.04, 26, 0),
+    Vertebra("C3", (0, 8, 614), -0.1, 26, 0),
+    Vertebra("C2", (0, 10, 629), -0.1, 27, 0),
+    Vertebra("C1", (0, 13, 644), -0.1, 30, 0),
 )
 
 RIB_DROP_MM = 60.0  # a rib may reach this far below its vertebra
@@ -118,16 +133,17 @@ def sacralised(vertebra: Shape, centre: tuple[float, float, float], sides: Seque
 @cache
 def rib(name: str) -> Cloud:
     """One left rib as a flat band that runs out, down and forward around an oval chest."""
-    shape = next(v for v in SPINE if v.name == name)
+    shape = next(v for v in (*SPINE, *UPPER_SPINE) if v.name == name)
     start = np.array(shape.centre) + (20, 22, 2)
-    half_width, half_depth, centre_y = 138, 100, shape.centre[1] - 62
+    half_width, half_depth = 138 * shape.chest, 100 * shape.chest
+    centre_y = shape.centre[1] - 62 * shape.chest
     reach = shape.rib_mm / 120
     points = []
     for t in np.linspace(0, 1, 14):
         angle = np.pi / 2 - 0.25 - t * reach
         x = half_width * np.cos(angle)
         y = centre_y + half_depth * np.sin(angle)
-        z = shape.centre[2] - 95 * t * min(reach / 2.6, 1)
+        z = shape.centre[2] - 95 * shape.chest * t * min(reach / 2.6, 1)
         weight = min(t * 6, 1)
         mix = weight * np.array([x, y, z]) + (1 - weight) * start
         points.append((*mix, 4.5 + 0.8 * np.sin(np.pi * t)))
@@ -137,7 +153,7 @@ def rib(name: str) -> Cloud:
     return sheet([band, lower])
 
 
-def ribs(points: np.ndarray, top_mm: float) -> np.ndarray:
+def ribs(points: np.ndarray, top_mm: float, vertebrae: Sequence[Vertebra] = SPINE) -> np.ndarray:
     """All left ribs whose vertebra lies below `top_mm` (pelvis frame)."""
-    names = [v.name for v in SPINE if v.rib_mm and v.centre[2] - RIB_DROP_MM < top_mm]
+    names = [v.name for v in vertebrae if v.rib_mm and v.centre[2] - RIB_DROP_MM < top_mm]
     return union([rib(name)(points) for name in names], 1.0)

@@ -49,7 +49,8 @@ def make_subject(
 
     Args:
         matrix: pixels a side of a slice.
-        size: 'pelvis', 'abdomen', 'small' (for tests, about a second with matrix=64) or None.
+        size: 'pelvis', 'abdomen', 'body', 'small' (for tests, about a second with matrix=64) or
+            None.
         recipe: use this one and ignore seed, index, matrix and size.
         atlas: bones from real surfaces rather than parametric ones.
         overrides: fields of `Recipe` to replace, such as position="HFP" or slice_step_mm=1.0.

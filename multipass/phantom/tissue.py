@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from multipass.phantom import limbs
 from multipass.phantom.anatomy import ARTERIES, BOWEL_BOX, MUSCLES, THIGH_MUSCLES, VEINS
 from multipass.phantom.canvas import Canvas
 from multipass.phantom.lattice import Block
@@ -25,8 +26,8 @@ EDGE_MM = 7.0  # beyond a shape: fascia, walls and half a lattice step of soft e
 def paint_body(pose: Pose, bones: list[Bone]) -> Block:
     """All soft tissue and the surroundings, as HU on a lattice that covers the scan."""
     canvas = Canvas(pose)
-    if pose.individual.fleshed:
-        canvas.cover([bone.distance for bone in bones if bone.label], FLESH_MM)
+    if pose.individual.fleshed or pose.recipe.limbs:
+        canvas.cover([b.distance for b in bones if b.label or pose.recipe.limbs], FLESH_MM)
     fat_mm = _fat_thickness(canvas)
     paint_surroundings(canvas, fat_mm + SKIN_MM)
     whole = canvas.outline - fat_mm
@@ -40,7 +41,7 @@ def paint_body(pose: Pose, bones: list[Bone]) -> Block:
 
 def _fat_thickness(canvas: Canvas) -> np.ndarray:
     recipe, p = canvas.recipe, canvas.points
-    fat_mm = recipe.fat_mm * (0.75 + 0.25 * np.clip(p[:, 1] / 60, -1, 1)) + 3
+    fat_mm = recipe.fat_mm * (0.75 + 0.25 * np.clip(p[:, 1] / 60, -1, 1)) * canvas.fat_share + 3
     return fat_mm * (1 + 0.15 * np.clip(canvas.noise(60), -2.5, 2.5))
 
 
@@ -68,7 +69,7 @@ def _paint_muscles(canvas: Canvas) -> None:
             _paint_muscle(canvas, near, distance + shrunk, muscle, fat)
         legs = np.flatnonzero(canvas.points[:, 2] < 20)
         q = canvas.pose.to_femur(canvas.points[legs], side)
-        for shape in THIGH_MUSCLES:
+        for shape in THIGH_MUSCLES + (limbs.CALF if canvas.recipe.limbs else ()):
             near, distance = shape.near(q, EDGE_MM)
             _paint_muscle(canvas, legs[near], distance + shrunk, muscle, fat)
 
@@ -87,6 +88,9 @@ def _paint_organs(canvas: Canvas) -> None:
     top = recipe.top_mm / canvas.pose.size[2]
     if top > 170:
         _paint_upper_organs(canvas)
+    if recipe.limbs:
+        top = min(top, BOWEL_BOX[1][2])
+        _paint_heart_and_head(canvas)
     if recipe.ascites:
         canvas.fill(canvas.cavity, rng.uniform(-5, 25))
     low, high = np.array(BOWEL_BOX)
@@ -106,6 +110,19 @@ def _paint_organs(canvas: Canvas) -> None:
         for side in (1, -1):
             near, distance = shape.near(canvas.pelvis[side], EDGE_MM)
             canvas.fill(distance, recipe.vessel_hu + rng.uniform(-10, 10), near)
+
+
+def _paint_heart_and_head(canvas: Canvas) -> None:
+    p, rng = canvas.pelvis[1], canvas.rng
+    canvas.fill(limbs.HEART(p), rng.uniform(20, 250))
+    brain = limbs.cranium(p)
+    canvas.fill(brain, (36 + 4 * canvas.noise(5)).astype(np.float32))
+    for side in (1, -1):
+        canvas.fill(ellipsoid(p, (side * 12, 0, 745), (7, 32, 9)), 8.0)
+        canvas.fill(ellipsoid(p, (side * 27, -70, 656), (13, 18, 13)), GAS_HU)
+        canvas.fill(ellipsoid(p, (side * 32, -92, 690), (13, 13, 13)), 15.0)
+    near, distance = limbs.AIRWAY.near(p, EDGE_MM)
+    canvas.fill(distance, GAS_HU, near)
 
 
 def _paint_bladder(canvas: Canvas) -> None:

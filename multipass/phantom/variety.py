@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from multipass.phantom.recipe import Recipe, small
+from multipass.phantom.recipe import Recipe, of_size
 
 IMPLANTS = {
     "": 0.66, "prosthesis": 0.1, "two prostheses": 0.05, "sacroiliac screws": 0.04,
@@ -34,7 +34,7 @@ def vary(recipe: Recipe, size: str | None = None) -> Recipe:
     recipe = replace(recipe, **_bones(rng), **_body(rng), **_picture(rng))
     recipe = replace(recipe, **_rarities(recipe.rng("rarities")))
     recipe = replace(recipe, **_extent(rng, recipe, size))
-    return small(recipe) if size == "small" else recipe
+    return of_size(recipe, size)
 
 
 def _choice(rng: np.random.Generator, shares: dict[str, float]) -> str:

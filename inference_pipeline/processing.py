@@ -129,8 +129,8 @@ def _check_whole(path: Path) -> None:
 
 
 def _scan_of_patient(patient: dict) -> Scan:
-    """The scan as far as a patient file holds it, on the grid it was made from: the scan window
-    with the finer pelvis crop or its parts in their place, and air elsewhere."""
+    """The scan as far as a patient file holds it, on the grid it was made from: the scan windows
+    with the finer pelvis crop or its parts in their place, and air around them."""
     source = patient["source"]
     grid = Grid(
         ints3(source["size"]),
@@ -140,15 +140,15 @@ def _scan_of_patient(patient: dict) -> Scan:
     )
     target = upright_grid(grid)
     array = np.empty(target.size, np.int16)
-    finer = patient.get("parts") or [patient]
-    views = [Volume(v["image"], patients.window_of(v)) for v in (patient["scan"], *finer)]
+    held = [*patient.get("elsewhere", []), patient["scan"], *(patient.get("parts") or [patient])]
+    views = [Volume(view["image"], patients.window_of(view)) for view in held]
     low, high = windows.HU_RANGE
     for k in range(0, target.size[2], SLAB):
         depth = min(SLAB, target.size[2] - k)
         slab = target.cropped((0, 0, k), (*target.size[:2], depth))
-        image, *crops = (resample(view, slab, outside=-1.0) for view in views)
-        for crop in crops:
-            image = np.where(crop >= 0, crop, image)
+        image, *finer = (resample(view, slab, outside=-1.0) for view in views)
+        for seen in finer:
+            image = np.where(seen >= 0, seen, image)
         hounsfield = np.where(image > 0, image * (high - low) + low, PATIENT_FILE_AIR_HU)
         array[:, :, k : k + depth] = np.rint(hounsfield)
     return Scan(grid, Volume(array, target), notes=("read from a patient file's windows",))

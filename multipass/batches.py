@@ -99,7 +99,7 @@ class Batches:
 
     def _draw(self, epoch: int, at: int, patient_id: str, size: Size) -> tuple:
         state = random_state(self.seed, epoch, at + 1)
-        sample = self.cohort.sample(patient_id, self.device)
+        sample = self.cohort.sample(patient_id, self.device, state)
         self.place.set_random_state(state=state)
         place = self.place(sample)
         boxes = [place.box(window) for window in self.windows]

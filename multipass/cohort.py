@@ -22,6 +22,7 @@ from multipass.windows import unguarded
 
 # A larger complete_dataset.pkl is left alone and the patient files beside it are streamed.
 MAX_IN_MEMORY_BYTES = 1 << 30
+ELSEWHERE = 0.5  # of the samples of a tall scan show another stretch of it than the pelvis
 POINTS = 1500  # voxels of bone, evenly through their list, that say where they are
 
 
@@ -30,7 +31,7 @@ class Sample:
     """One patient in the cohort's channels.
 
     Attributes:
-        scan, crop: (1 + K, X, Y, Z) float32, image and fractions of the scan window and of the
+        scan, crop: (1 + K, X, Y, Z) float32, image and fractions of a scan window and of the
             guarded pelvis box, whose parts make it finer in z.
         scan_box, crop_box, pelvis_box: (2, 3) edges in mm; pelvis_box is crop_box less its guard.
         known: (K,) False where the structure is absent from the patient's annotation.
@@ -110,16 +111,25 @@ class Cohort:
         validation = sorted(by_hash[first:last])
         return [i for i in self.ids if i not in validation], validation
 
-    def sample(self, patient_id: str, device: torch.device) -> Sample:
-        """Reads one patient onto the training device."""
+    def sample(
+        self, patient_id: str, device: torch.device, state: np.random.RandomState | None = None
+    ) -> Sample:
+        """Reads one patient onto the training device.
+
+        Args:
+            state: draws a scan window, where the patient has several; else the one over the pelvis.
+        """
         patient = self.patient(patient_id)
+        scan, elsewhere = patient["scan"], patient.get("elsewhere")
+        if elsewhere and state is not None and state.rand() < ELSEWHERE:
+            scan = elsewhere[state.randint(len(elsewhere))]
         rows = patient["structures"]
         index = {tuple(r["code"]): i for i, r in enumerate(rows) if r["status"] != "absent"}
         order = [index.get(structure.key, -1) for structure in self.structures]
-        scan_box, crop_box = window_of(patient["scan"]).box_mm(), window_of(patient).box_mm()
+        scan_box, crop_box = window_of(scan).box_mm(), window_of(patient).box_mm()
         return Sample(
             patient_id=patient_id,
-            scan=_channels(patient["scan"], order, device),
+            scan=_channels(scan, order, device),
             crop=torch.cat(
                 [_channels(v, order, device) for v in patient.get("parts") or [patient]], -1
             ),

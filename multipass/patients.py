@@ -7,9 +7,11 @@ A patient file is a pickled plain dict, `complete_dataset.pkl` holds all of them
     scan     {image, label, fractions, window}: of the whole scan
     parts    [the same, ...]: where that box is too tall for one of the later passes' windows, it in
              finer slices, cut into volumes that lie end to end, foot to head; else []
+    elsewhere [the same, ...]: of the scan's other windows, where it is too tall for one; else []
 
 image: float16 (128, 128, 72) in [0, 1]; label: uint8; fractions: uint8 (K, 128, 128, 72), of 255;
-window: origin_mm, spacing_mm. Files without 'parts', as older versions wrote them, are read, too.
+window: origin_mm, spacing_mm. Files without 'parts' or 'elsewhere', as older versions wrote them,
+are read, too.
 
 Neither is read with `pickle.load`: a pickle can name any function, and the reader here admits only
 the few that rebuild numpy arrays of numbers.
@@ -231,7 +233,8 @@ def check_patient(patient: dict) -> None:
         Structure.from_dict(row)
         if row["status"] not in STATUSES:
             raise ValueError(f"structure status {row['status']!r}")
-    for view in (patient, patient["scan"], *patient.get("parts", [])):
+    others = patient.get("parts", []) + patient.get("elsewhere", [])
+    for view in (patient, patient["scan"], *others):
         wanted = {
             "image": (np.float16, GRID_SIZE),
             "label": (np.uint8, GRID_SIZE),

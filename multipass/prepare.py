@@ -59,7 +59,7 @@ def prepare_patient(
     volume = upright(ct.volume)
     reference = read_reference(headers, volume.grid, rules, ct if ct.is_tilted else None)
     reference = marked_cut(reference, unseen_columns(volume))
-    scan, pelvis = _windows(volume, reference)
+    scan, elsewhere, pelvis = _windows(volume, reference)
     patient = {
         "format": FORMAT,
         "patient_id": folder.name,
@@ -67,6 +67,7 @@ def prepare_patient(
         **_view(volume, reference, window_over(guarded(pelvis))),
         "parts": [_view(volume, reference, part) for part in _parts(pelvis)],
         "scan": _view(volume, reference, scan),
+        "elsewhere": [_view(volume, reference, window) for window in elsewhere],
         "source": _source(folder, root, series, headers, ct),
     }
     left_out = [f"{other}: {reason}" for other, reason in others]
@@ -109,18 +110,17 @@ def _fitting(
     return fitting, notes
 
 
-def _windows(volume: Volume, reference: Reference) -> tuple[Grid, np.ndarray]:
-    """The scan window to store, and the pelvis box of the reference.
-
-    A scan taller than one window has several; the one that holds most of the reference is stored.
-    """
+def _windows(volume: Volume, reference: Reference) -> tuple[Grid, list[Grid], np.ndarray]:
+    """The scan window that holds most of the reference, the others where the scan is taller than
+    one, and the pelvis box of the reference."""
     windows = scan_windows(body_box(volume))
     foregrounds = [
         reference.fractions(window).sum(axis=0, dtype=np.float32) / 255 for window in windows
     ]
     fullest = max(range(len(windows)), key=lambda k: foregrounds[k].sum())
     box = pelvis_box(joined(windows, foregrounds), volume.grid.box_mm())
-    return windows[fullest], box if box is not None else windows[fullest].box_mm()
+    main = windows.pop(fullest)
+    return main, windows, box if box is not None else main.box_mm()
 
 
 def _parts(pelvis_mm: np.ndarray) -> list[Grid]:

@@ -20,7 +20,7 @@ from multipass.intensity import (
     RandIntensity,
     RandMetal,
 )
-from multipass.patients import write_patient
+from multipass.patients import window_of, write_patient
 from multipass.structures import PELVIS
 from multipass.windows import (
     COARSE_GRID_SIZE,
@@ -91,6 +91,23 @@ def test_both_windows_see_the_same_deformed_patient(sample, seed, turned):
     np.testing.assert_allclose(pelvis, scan, rtol=0.03)
     box = place.close_box
     assert (box >= place.scan_box[0]).all() and (box <= place.scan_box[1]).all()
+
+
+def test_other_stretches_of_a_tall_scan_are_drawn_and_have_no_closer_look(tmp_path):
+    stored = patient(1)
+    above = view(window_of(stored["scan"]), np.random.default_rng(5), np.zeros(3))
+    above["fractions"][:], above["label"][:] = 0, 0
+    above["window"]["origin_mm"][2] += 500.0
+    write_patient(tmp_path / "Patient_01.pkl", stored | {"elsewhere": [above]})
+    cohort, state = Cohort(tmp_path), np.random.RandomState(0)
+    drawn = [cohort.sample("Patient_01", CPU, state) for _ in range(12)]
+    other = [one for one in drawn if not one.scan[1:].any()]
+    assert 2 < len(other) < 10
+    for one in other:
+        place = placed(one, Space(), 3)
+        np.testing.assert_array_equal(place.close_box, place.scan_box)
+        assert not look(one, place, "pelvis")[1:].any()
+    assert cohort.sample("Patient_01", CPU).scan[1:].any()
 
 
 def test_windows_over_a_tall_pelvis_are_drawn_and_see_its_finer_parts(tmp_path):

@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from multipass.patients import read_dataset, read_patient, window_of
+from multipass.patients import check_patient, read_dataset, read_patient, window_of
+from multipass.phantom import make_subject, write_subject
+from multipass.prepare import prepare_patient
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS_COLUMN = "seconds"
@@ -75,6 +77,19 @@ def test_parts_are_the_pelvis_crop_in_finer_slices(processed):
         assert difference.mean() < 0.05 * averaged.mean()
         places = [window_of(view).box_mm() for view in (*patient["parts"], patient)]
         np.testing.assert_allclose([places[0][0], places[-2][1]], places[-1], atol=1e-6)
+
+
+def test_a_whole_bodys_other_windows_are_stored_and_read_back(tmp_path):
+    subject = make_subject(
+        3, 0, matrix=48, size="body", scale=1.0, bottom_mm=-200.0, top_mm=820.0, pixel_mm=11.0,
+        slice_step_mm=10.0, slice_thickness_mm=2.0, lattice_mm=4.0, tissue_mm=8.0, implant="",
+    )  # fmt: skip
+    write_subject(tmp_path / "Patient_01", subject)
+    patient, _ = prepare_patient(tmp_path / "Patient_01", tmp_path)
+    check_patient(patient)
+    assert patient["scan"]["label"].any() and not patient["elsewhere"][-1]["label"].any()
+    ends = [window_of(v).box_mm()[:, 2] for v in (patient["scan"], *patient["elsewhere"])]
+    assert np.ptp(ends) > 950 and all(ends[k + 1][0] < ends[k][1] for k in range(len(ends) - 1))
 
 
 def test_no_data_is_one_sentence_that_says_where_to_ask(tmp_path):

@@ -99,9 +99,9 @@ def draw_recipe(seed: int, index: int, matrix: int = 512, size: str | None = Non
 
     Args:
         matrix: pixels a side of a slice.
-        size: 'pelvis' (240 to 350 mm tall), 'abdomen' (430 to 600 mm), 'body' (from neck or crown
-            to thighs or shins), 'small' (coarse slices, for tests) or None for a random one of the
-            first two.
+        size: 'pelvis' (240 to 350 mm tall), 'abdomen' (430 to 600 mm), 'body' (shoulders, neck or
+            crown to thighs or shins), 'small' (coarse slices, for tests) or None for a random one
+            of the first two.
     """
     rng = np.random.default_rng([seed, index, 7])
     tall = rng.random() < 0.25 if size is None else size == "abdomen"
@@ -131,10 +131,11 @@ def small(recipe: Recipe) -> Recipe:
 
 
 def whole_body(recipe: Recipe) -> Recipe:
-    """The same patient, stretched out, in a scan from neck or crown to thighs or shins."""
+    """The same patient, stretched out, scanned from shoulders, neck or crown to thighs or shins."""
     rng = recipe.rng("body")
     bottom = rng.uniform(-330, -140) if rng.random() < 0.6 else rng.uniform(-760, -450)
-    top = rng.uniform(560, 720) if rng.random() < 0.4 else rng.uniform(760, 850)
+    tops = {"shoulders": (440, 600), "neck": (600, 720), "crown": (760, 850)}
+    top = rng.uniform(*tops[rng.choice(list(tops), p=[0.4, 0.2, 0.4])])
     step = round(float(rng.choice([2.5, 3.0, 4.0, 5.0])), 2)
     arms = str(rng.choice(["arms up", "arms down"]))
     tilt, lean, spin = recipe.pelvis_deg

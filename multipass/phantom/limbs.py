@@ -29,7 +29,7 @@ Box = tuple[Sequence[float], Sequence[float]]
 NECK_MM = 520.0  # the height where the neck begins
 KNEE_MM = -470.0
 LEAN = 0.25  # how thick the fat is there and on arms and shins, as a share of the trunk's
-FAT_REACH_MM = 90.0
+FAT_REACH_MM = 90.0  # from the flesh, more than fat is thick there
 SKULL_MM = 7.0
 CRANIUM = ((0, -2, 735), (74, 93, 80))
 FACE = ((0, -62, 668), (52, 34, 48))
@@ -138,9 +138,7 @@ def skull(points: np.ndarray) -> np.ndarray:
     """A shell around the brain, and a face with orbits, sinuses and a nose."""
     brain = cranium(points)
     shell = smooth_max(brain, -SKULL_MM - brain, 2)
-    p = np.abs(points * np.array((1, 0, 0), points.dtype)) + points * np.array(
-        (0, 1, 1), points.dtype
-    )
+    p = _folded(points)
     face = ellipsoid(p, *FACE)
     for centre, radii in HOLLOWS:
         face = smooth_max(face, -ellipsoid(p, centre, radii), 3)
@@ -167,8 +165,7 @@ def teeth() -> Cloud:
 
 def outline(points: np.ndarray, arms: str) -> np.ndarray:
     """Distance to the flesh of head, neck, shoulders and arms, points in the pelvis frame."""
-    p = points.copy()
-    p[:, 0] = np.abs(p[:, 0])
+    p = _folded(points)
     arm = [(*place, r) for place, r in zip(ARMS[arms], ARM_RADII_MM, strict=True)]
     parts = [
         ellipsoid(p, CRANIUM[0], [r + 6 for r in CRANIUM[1]]),
@@ -182,8 +179,13 @@ def outline(points: np.ndarray, arms: str) -> np.ndarray:
     return union(parts, 20)
 
 
+def _folded(points: np.ndarray) -> np.ndarray:
+    """The points of the right side mirrored onto the left."""
+    return np.stack([np.abs(points[:, 0]), points[:, 1], points[:, 2]]).T
+
+
 def _far(cloud: Cloud, points: np.ndarray) -> np.ndarray:
-    """A cloud's distance, exact farther away than fat is thick."""
+    """A cloud's distance, exact as far away as fat may reach."""
     margin = cloud.thickest + FAT_REACH_MM
     near = np.flatnonzero(within(points, cloud.lower - margin, cloud.upper + margin))
     distance, nearest = cloud.tree.query(points[near], distance_upper_bound=margin)

@@ -19,8 +19,8 @@ from multipass.cases import Case, find_cases  # noqa: E402
 from multipass.checkpoint import Model  # noqa: E402
 from multipass.ct import read_ct  # noqa: E402
 from multipass.files import claimed_otherwise, replacing, sha256_of  # noqa: E402
-from multipass.labelmaps import LEAST_PART_MM3, without_specks  # noqa: E402
-from multipass.maps import PassResult, native_labels  # noqa: E402
+from multipass.labelmaps import LEAST_PART_MM3  # noqa: E402
+from multipass.maps import PassResult, bone_labels  # noqa: E402
 from multipass.metrics import bootstrap_interval, compare  # noqa: E402
 from multipass.passes import look_through, segment  # noqa: E402
 from multipass.scoring import read_reference  # noqa: E402
@@ -48,7 +48,7 @@ def score(
 ) -> list[dict[str, Any]]:
     labels, statuses = reference
     names = [structure.name for structure in structures]
-    found = without_specks(native_labels(result, volume.grid), volume.grid, least_part_mm3)
+    found = bone_labels(result, volume.grid, least_part_mm3)
     return compare(found, labels, volume.grid.spacing_mm, names, statuses)
 
 

@@ -34,8 +34,8 @@ from tqdm import tqdm  # noqa: E402
 from multipass import checkpoint, findings, output, passes  # noqa: E402
 from multipass.cases import Case, find_cases  # noqa: E402
 from multipass.files import code_sha256, sha256_of  # noqa: E402
-from multipass.labelmaps import LEAST_PART_MM3, without_specks  # noqa: E402
-from multipass.maps import native_labels  # noqa: E402
+from multipass.labelmaps import LEAST_PART_MM3  # noqa: E402
+from multipass.maps import bone_labels  # noqa: E402
 from multipass.mirrored import with_mirroring  # noqa: E402
 from multipass.outcome import Outcome  # noqa: E402
 from multipass.page import write_case_page, write_viewer  # noqa: E402
@@ -238,9 +238,8 @@ def look(
     with stages.stage("passes"):
         results = passes.segment(model, scan.upright, options.passes)
     with stages.stage("way back"):
-        grid, least_mm3 = scan.upright.grid, options.least_part_mm3
-        labels = without_specks(native_labels(results[-1], grid), grid, least_mm3)
-        mask = own_grid_labels(results[-1], scan, labels, least_mm3)
+        labels = bone_labels(results[-1], scan.upright.grid, options.least_part_mm3)
+        mask = own_grid_labels(results[-1], scan, labels, options.least_part_mm3)
     with stages.stage("findings"):
         structures = findings.describe(labels, scan.upright, results, model.structures)
         flags = [*case.notes, *scan.notes]

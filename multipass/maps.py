@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from multipass.labelmaps import Box, box_of
+from multipass.labelmaps import LEAST_PART_MM3, Box, box_of, without_specks
 from multipass.volume import Grid
 
 # A class's map is kept in the box where it exceeds this: a tenth of what would be the likeliest
@@ -152,6 +152,13 @@ def native_labels(result: PassResult, grid: Grid) -> np.ndarray:
         if len(classes) > 1:
             _likeliest(slab, classes, len(maps[0]), x, y, torch.from_numpy(labels[part]))
     return labels.transpose(2, 1, 0)
+
+
+def bone_labels(
+    result: PassResult, grid: Grid, least_part_mm3: float = LEAST_PART_MM3
+) -> np.ndarray:
+    """`native_labels` without specks: what is written and scored."""
+    return without_specks(native_labels(result, grid), grid, least_part_mm3)
 
 
 def _peaks(maps: ClassMaps, c: int) -> torch.Tensor:

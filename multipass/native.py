@@ -20,8 +20,7 @@ from multipass.choice import choose
 from multipass.cohort import Cohort
 from multipass.ct import read_ct
 from multipass.files import replacing
-from multipass.labelmaps import without_specks
-from multipass.maps import native_labels
+from multipass.maps import bone_labels
 from multipass.metrics import METRICS
 from multipass.passes import precision, segment
 from multipass.prepare import find_images
@@ -132,7 +131,7 @@ def _score_scan(case: Case, model: Model, rules: Identify) -> list[dict[str, Any
     scored = score(
         case,
         ct.volume.grid,
-        without_specks(native_labels(results[-1], volume.grid), volume.grid),
+        bone_labels(results[-1], volume.grid),
         results,
         model.structures,
         volumes_ml=[None] * len(model.structures),

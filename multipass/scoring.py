@@ -11,8 +11,8 @@ import SimpleITK as sitk
 
 from multipass.cases import Case
 from multipass.ct import CT
-from multipass.labelmaps import LEAST_PART_MM3, boxes_of, without_specks
-from multipass.maps import PassResult, native_labels
+from multipass.labelmaps import LEAST_PART_MM3, boxes_of
+from multipass.maps import PassResult, bone_labels
 from multipass.metrics import compare
 from multipass.segmentation import Identify
 from multipass.segmentation import read_reference as read_seg
@@ -72,8 +72,7 @@ def score(
         for number in range(1, last + 1) if every_pass else sorted({1, last}):
             compared = labels
             if number < last:
-                compared = native_labels(results[number - 1], target)
-                compared = without_specks(compared, target, least_part_mm3)
+                compared = bone_labels(results[number - 1], target, least_part_mm3)
             for row in compare(compared, found[0], target.spacing_mm, names, found[1]):
                 rows.append({"pass": number, **row})
     for row in rows:

@@ -48,7 +48,7 @@ def score(
 ) -> list[dict[str, Any]]:
     labels, statuses = reference
     names = [structure.name for structure in structures]
-    found = bone_labels(result, volume.grid, least_part_mm3)
+    found = bone_labels(result, volume.grid, structures, least_part_mm3)
     return compare(found, labels, volume.grid.spacing_mm, names, statuses)
 
 

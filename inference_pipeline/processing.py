@@ -10,6 +10,7 @@ from __future__ import annotations
 import gzip
 import math
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,8 +19,9 @@ import SimpleITK as sitk
 
 from multipass import ct, hounsfield, patients, series, windows
 from multipass.cases import Case
-from multipass.labelmaps import without_specks
+from multipass.labelmaps import LEAST_PART_MM3, tidied
 from multipass.maps import ClassMaps, PassResult, least
+from multipass.structures import Structure
 from multipass.volume import (
     AIR_HU,
     Grid,
@@ -158,13 +160,17 @@ def _scan_of_patient(patient: dict) -> Scan:
 
 
 def own_grid_labels(
-    result: PassResult, scan: Scan, labels: np.ndarray, least_mm3: float = 0.0
+    result: PassResult,
+    scan: Scan,
+    labels: np.ndarray,
+    structures: Sequence[Structure],
+    least_part_mm3: float = LEAST_PART_MM3,
 ) -> np.ndarray:
     """The label map on the scan's own grid: by transposing `labels`, which lie on the upright grid,
-    or, for an oblique scan, from the class probabilities, less parts smaller than `least_mm3`."""
+    or, for an oblique scan, from the class probabilities, tidied as `labels` were."""
     if not scan.is_oblique:
         return from_upright(labels, scan.grid)
-    return without_specks(oblique_labels(result, scan.grid), scan.grid, least_mm3)
+    return tidied(oblique_labels(result, scan.grid), scan.grid, structures, least_part_mm3)
 
 
 def oblique_labels(result: PassResult, grid: Grid) -> np.ndarray:

@@ -238,8 +238,9 @@ def look(
     with stages.stage("passes"):
         results = passes.segment(model, scan.upright, options.passes)
     with stages.stage("way back"):
-        labels = bone_labels(results[-1], scan.upright.grid, options.least_part_mm3)
-        mask = own_grid_labels(results[-1], scan, labels, options.least_part_mm3)
+        tidying = model.structures, options.least_part_mm3
+        labels = bone_labels(results[-1], scan.upright.grid, *tidying)
+        mask = own_grid_labels(results[-1], scan, labels, *tidying)
     with stages.stage("findings"):
         structures = findings.describe(labels, scan.upright, results, model.structures)
         flags = [*case.notes, *scan.notes]

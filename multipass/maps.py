@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from multipass.labelmaps import LEAST_PART_MM3, Box, box_of, without_specks
+from multipass.labelmaps import LEAST_PART_MM3, Box, box_of, tidied
+from multipass.structures import Structure
 from multipass.volume import Grid
 
 # A class's map is kept in the box where it exceeds this: a tenth of what would be the likeliest
@@ -155,10 +156,13 @@ def native_labels(result: PassResult, grid: Grid) -> np.ndarray:
 
 
 def bone_labels(
-    result: PassResult, grid: Grid, least_part_mm3: float = LEAST_PART_MM3
+    result: PassResult,
+    grid: Grid,
+    structures: Sequence[Structure],
+    least_part_mm3: float = LEAST_PART_MM3,
 ) -> np.ndarray:
-    """`native_labels` without specks: what is written and scored."""
-    return without_specks(native_labels(result, grid), grid, least_part_mm3)
+    """`native_labels`, tidied: what is written and scored."""
+    return tidied(native_labels(result, grid), grid, structures, least_part_mm3)
 
 
 def _peaks(maps: ClassMaps, c: int) -> torch.Tensor:

@@ -131,7 +131,7 @@ def _score_scan(case: Case, model: Model, rules: Identify) -> list[dict[str, Any
     scored = score(
         case,
         ct.volume.grid,
-        bone_labels(results[-1], volume.grid),
+        bone_labels(results[-1], volume.grid, model.structures),
         results,
         model.structures,
         volumes_ml=[None] * len(model.structures),

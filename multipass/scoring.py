@@ -72,7 +72,7 @@ def score(
         for number in range(1, last + 1) if every_pass else sorted({1, last}):
             compared = labels
             if number < last:
-                compared = bone_labels(results[number - 1], target, least_part_mm3)
+                compared = bone_labels(results[number - 1], target, structures, least_part_mm3)
             for row in compare(compared, found[0], target.spacing_mm, names, found[1]):
                 rows.append({"pass": number, **row})
     for row in rows:

@@ -19,6 +19,7 @@ Key = tuple[str, str, str]
 CATEGORY = Code("123037004", "SCT", "Anatomical Structure")
 SIDES = {"left": Code("7771000", "SCT", "Left"), "right": Code("24028007", "SCT", "Right")}
 BACKGROUND = ("DCM", "125040")
+FEMUR = ("SCT", "71341001")
 OTHER_SIDE = {"left": "right", "right": "left", "": ""}
 SIDE_WORDS = {
     "left": {"left", "l", "lt", "vänster", "vanster", "sin", "sinister"},

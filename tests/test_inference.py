@@ -29,6 +29,7 @@ from multipass.patients import write_patient
 from multipass.phantom import make_subject
 from multipass.phantom.writer import write_ct, write_subject
 from multipass.prepare import prepare_patient
+from multipass.structures import PELVIS
 from multipass.volume import Grid, Volume, from_sitk, to_sitk, upright
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -87,7 +88,7 @@ def check_orders(processing, straight, orders) -> None:
         scan = processing.Scan(turned.grid, upright(turned))
         result = passes.segment(oracle.model(), scan.upright, 2)[-1]
         labels = native_labels(result, scan.upright.grid)
-        mask = processing.own_grid_labels(result, scan, labels)
+        mask = processing.own_grid_labels(result, scan, labels, PELVIS)
         assert mask.shape == turned.array.shape
         assert min(dice(upright(Volume(mask, turned.grid)).array, expected)) >= 0.995
 
@@ -120,7 +121,8 @@ def test_an_oblique_scan_gets_its_mask_on_its_own_grid(processing):
     scan = processing.Scan(volume.grid, upright(volume))
     assert scan.is_oblique
     result = passes.segment(oracle.model(), scan.upright, 2)[-1]
-    mask = processing.own_grid_labels(result, scan, native_labels(result, scan.upright.grid))
+    labels = native_labels(result, scan.upright.grid)
+    mask = processing.own_grid_labels(result, scan, labels, PELVIS)
     assert mask.shape == label.shape
     assert min(dice(mask, label)) > 0.9
 

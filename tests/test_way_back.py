@@ -20,6 +20,7 @@ from multipass.maps import ClassMaps, PassResult, native_labels
 from multipass.phantom import make_subject
 from multipass.phantom.writer import ACQUIRED, flipped, write_ct
 from multipass.series import find
+from multipass.structures import PELVIS
 from multipass.volume import Grid, Volume, resample, resample_oblique, upright
 from multipass.windows import window_over
 
@@ -142,6 +143,6 @@ def test_any_axis_order_gives_the_perfect_mask_back(pipeline, subject, perfect):
     for order, signs in ORDERS:
         turned = oriented(subject.volume, order, signs)
         scan = pipeline["Scan"](turned.grid, upright(turned))
-        mask = pipeline["own_grid_labels"](perfect, scan, labels)
+        mask = pipeline["own_grid_labels"](perfect, scan, labels, PELVIS)
         wanted = oriented(Volume(labels, grid), order, signs).array
         assert np.array_equal(mask, wanted)

@@ -26,6 +26,7 @@ from multipass import checkpoint
 from multipass.cohort import Cohort
 from multipass.loss import hard_dice, soft_loss, with_background
 from multipass.network import MultiPassUNet
+from multipass.passes import computed_in
 from multipass.patients import read_patient, write_patient
 from multipass.structures import PELVIS
 from multipass.windows import COARSE_GRID_SIZE, GRID_SIZE
@@ -193,7 +194,9 @@ def test_two_processes_equal_one(data, tmp_path):
     for output in (one, two):
         with (output / "runs" / "x" / "history.csv").open() as file:
             columns.append([float(r["train_loss"]) for r in csv.DictReader(file)])
-    np.testing.assert_allclose(columns[0], columns[1], rtol=1e-3)
+    # bfloat16 rounds by up to 2^-8
+    rounding = 1e-3 if computed_in(torch.device("cpu")) == torch.float32 else 2**-8
+    np.testing.assert_allclose(columns[0], columns[1], rtol=rounding)
 
 
 @pytest.mark.slow

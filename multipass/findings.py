@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from multipass.labelmaps import boxes_of
 from multipass.maps import PassResult, confidence, native_labels
-from multipass.structures import Structure, mirror_partners
+from multipass.structures import FEMUR, Structure, mirror_partners
 from multipass.volume import Volume, floats3, is_cut, unseen_columns
 from multipass.windows import grid_of
 
@@ -29,7 +29,7 @@ PART_ML = 1.0
 PLAUSIBLE_ML = {
     ("SCT", "29836001"): (120.0, 800.0),
     ("SCT", "54735007"): (60.0, 500.0),
-    ("SCT", "71341001"): (20.0, 1000.0),
+    FEMUR: (20.0, 1000.0),
 }
 
 

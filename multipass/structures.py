@@ -69,8 +69,8 @@ PELVIS = (
     Structure("left hip bone", "SCT", "29836001", "Hip", "left", (230, 159, 0)),
     Structure("right hip bone", "SCT", "29836001", "Hip", "right", (86, 180, 233)),
     Structure("sacrum", "SCT", "54735007", "Sacrum", "", (0, 158, 115)),
-    Structure("left femur", "SCT", "71341001", "Femur", "left", (204, 121, 167)),
-    Structure("right femur", "SCT", "71341001", "Femur", "right", (240, 228, 66)),
+    Structure("left femur", *FEMUR, "Femur", "left", (204, 121, 167)),
+    Structure("right femur", *FEMUR, "Femur", "right", (240, 228, 66)),
 )
 _TABLE_ORDER = {structure.key: i for i, structure in enumerate(PELVIS)}
 

@@ -78,7 +78,7 @@ def test_only_femurs_are_given_to_the_other_side(left, right):
 
 
 def test_fragments_and_what_may_be_the_bone_itself_stay():
-    truth, found = crossed_legs(4, 5)
+    _, found = crossed_legs(4, 5)
     found[3:8, 5:10, 9] = 0  # apart from the left femur: a fragment of the right one
     assert with_own_sides(found, PELVIS) is found
     _, found = crossed_legs(4, 5)

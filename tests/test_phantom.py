@@ -19,6 +19,7 @@ from multipass.phantom.cohort import Options, write_cohort
 from multipass.phantom.lattice import Block
 from multipass.phantom.pathology import add_lesions
 from multipass.phantom.pose import Pose
+from multipass.phantom.recipe import patient_size
 from multipass.phantom.scanner import outside_circle
 from multipass.phantom.shapes import FAR_MM
 from multipass.phantom.writer import flipped
@@ -212,23 +213,30 @@ def test_bad_options_get_one_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("arms", ["arms up", "arms down"])
-def test_a_whole_body_has_bone_from_crown_to_shin_and_a_mask_from_hips_to_knees(arms):
+def test_a_whole_body_has_bone_from_crown_to_toes_and_a_mask_from_hips_to_knees(arms):
     subject = make_subject(
-        3, 0, matrix=64, size="body", limbs=arms, scale=1.0, bottom_mm=-640.0, top_mm=840.0,
+        3, 0, matrix=64, size="body", limbs=arms, scale=1.0, bottom_mm=-1000.0, top_mm=840.0,
         slice_step_mm=10.0, slice_thickness_mm=2.0, lattice_mm=4.0, tissue_mm=8.0, pixel_mm=8.5,
         cortex_hu=1200.0, noise_hu=5.0, fat_mm=20.0, kernel_px=0.0, implant="", cables=0,
     )  # fmt: skip
-    heights = -640.0 + 10.0 * np.arange(subject.label.shape[2])
+    heights = -1000.0 + 10.0 * np.arange(subject.label.shape[2])
     labelled = heights[subject.label.any(axis=(0, 1))]
     assert -490 < labelled.min() < -420 and 60 < labelled.max() < 160
     volume = subject.volume.array
-    for low, high in ((-620, -500), (200, 300), (420, 500), (560, 640), (700, 780)):
+    for low, high in ((-920, -850), (-760, -500), (200, 300), (420, 500), (560, 640), (700, 780)):
         part = volume[:, :, (heights > low) & (heights < high)]
         assert (part > 250).any(axis=(0, 1)).mean() > 0.6
+    assert not (volume[:, :, heights < -980] > 400).any()
     air = np.count_nonzero(volume[:, :, heights > 600] < -500) / volume[:, :, heights > 600].size
     assert 0.8 < air < 0.97  # a head, and arms or none
     shoulders = np.ptp(np.argwhere(volume[:, :, (heights > 480) & (heights < 520)] > -300)[:, 0])
     assert 40 < shoulders < 62
+
+
+def test_a_mixed_cohort_has_a_sixth_of_whole_bodies_and_the_other_patients_as_ever():
+    sizes = [patient_size(7, index, "mixed") for index in range(600)]
+    assert set(sizes) == {"body", None} and 75 < sizes.count("body") < 125
+    assert patient_size(7, 0, None) is None and patient_size(7, 0, "abdomen") == "abdomen"
 
 
 def test_any_height_can_be_scanned():

@@ -149,7 +149,8 @@ def outline(canvas: Canvas) -> np.ndarray:
         q = canvas.pose.to_femur(below, side)
         axis = np.interp(q[:, 2], (-420, -60), (26, 28)).astype(np.float32)
         radius = np.interp(q[:, 2], *LEG_RADIUS)
-        leg = (np.hypot(q[:, 0] - axis, q[:, 1] - 2) - radius.astype(np.float32)) * scale
+        leg = np.hypot(q[:, 0] - axis, q[:, 1] - 2) - radius.astype(np.float32)
+        leg = limbs.with_foot(leg, q) * scale
         result[low] = smooth_min(result[low], leg, 25 * float(scale))
     return result + 2.0 * canvas.noise(40)
 

@@ -13,6 +13,7 @@ from typing import Literal
 
 from multipass.files import claimed_otherwise
 from multipass.phantom.atlas import Atlas, load_atlas
+from multipass.phantom.recipe import patient_size
 from multipass.phantom.subject import make_subject
 from multipass.phantom.writer import write_subject
 
@@ -31,8 +32,9 @@ class Options:
     """Seed of the cohort."""
     matrix: int = 512
     """Pixels a side of a slice, 32 to 1024."""
-    size: Literal["pelvis", "abdomen", "body", "small"] | None = None
-    """Length of the scans; by default a quarter show the abdomen, too, and none a whole body."""
+    size: Literal["pelvis", "abdomen", "body", "mixed", "small"] | None = None
+    """Length of the scans; by default a quarter show the abdomen, too, and none a whole body;
+    mixed: a sixth show a whole body."""
     anatomy: Path | None = None
     """Folder of real bone surfaces to build the patients around; parametric bones by default."""
     part: Literal["all", "train", "test"] = "all"
@@ -48,8 +50,9 @@ def write_patient(options: Options, index: int) -> str:
     if folder.exists():
         return f"{name}: already there, kept"
     start = time.perf_counter()
+    size = patient_size(options.seed, index, options.size)
     subject = make_subject(
-        options.seed, index, matrix=options.matrix, size=options.size, atlas=_atlas(options)
+        options.seed, index, matrix=options.matrix, size=size, atlas=_atlas(options)
     )
     write_subject(folder, subject)
     nx, ny, nz = subject.volume.grid.size

@@ -1,7 +1,7 @@
-"""What whole-body scans show beyond trunk and thighs: head, neck, shoulders, arms, knees and shins.
+"""What whole-body scans show beyond trunk and thighs: head, shoulders, arms, knees, shins and feet.
 
 None of it is segmented, but for the lower end of the femurs: bone that must not be mistaken for the
-pelvis, such as the heads of the humeri. Left side, pelvis frame (shins: femur frame), in mm.
+pelvis, such as the heads of the humeri. Left side, pelvis frame (from the knee femur frame), mm.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ Box = tuple[Sequence[float], Sequence[float]]
 
 NECK_MM = 520.0  # the height where the neck begins
 KNEE_MM = -470.0
+ANKLE_MM, FOOT_MM = -845.0, -760.0  # where the leg ends and the foot's flesh begins, femur frame
 LEAN = 0.25  # how thick the fat is there and on arms and shins, as a share of the trunk's
 FAT_REACH_MM = 90.0  # from the flesh, more than fat is thick there
 SKULL_MM = 7.0
@@ -70,7 +71,7 @@ def upper_bones(arms: str) -> list[tuple[str, Shape, Box, bool]]:
     ]
 
 
-def shin_bones() -> list[tuple[str, Cloud, Box]]:
+def lower_bones() -> list[tuple[str, Cloud, Box]]:
     """Name, shape and box of the bones below the femur, femur frame."""
     tibia = [
         (29, 8, -474, 22), (29, 8, -500, 20), (27, 4, -560, 14.5), (25, 4, -650, 12.5),
@@ -81,8 +82,33 @@ def shin_bones() -> list[tuple[str, Cloud, Box]]:
     patella = sheet(
         [[(18, -38, -402, 8), (40, -38, -402, 8)], [(23, -37, -426, 7), (35, -37, -426, 7)]]
     )
-    clouds = {"tibia": _both(tube(tibia), tube(plateau)), "fibula": tube(fibula)}
-    return [(name, cloud, _box(cloud)) for name, cloud in (clouds | {"patella": patella}).items()]
+    clouds = {"tibia": _both(tube(tibia), tube(plateau)), "fibula": tube(fibula),
+              "patella": patella}  # fmt: skip
+    return [(name, cloud, _box(cloud)) for name, cloud in (clouds | _foot_bones()).items()]
+
+
+def _foot_bones() -> dict[str, Cloud]:
+    """A foot that hangs down as it does on a table: the toes lie lower than the heel."""
+    rays = {}
+    for i in range(5):
+        base, ball, tip = (
+            np.array(place)
+            for place in (
+                (12 + 9 * i, -42 + 5 * i, -872 + 4 * i), (4 + 14 * i, -86 + 8 * i, -912 + 6 * i),
+                (3 + 15 * i, -122 + 14 * i, -932 + 8 * i),
+            )
+        )  # fmt: skip
+        thick = 1.5 if i == 0 else 1.0
+        metatarsal = _rod(base, ball, 7 * thick, 4 * thick, 6 * thick)
+        toe = _rod(ball + 0.3 * (tip - ball), tip, 5 * thick, 3.5 * thick, 4 * thick)
+        rays[f"metatarsal {i + 1}"], rays[f"toe {i + 1}"] = metatarsal, toe
+    return {
+        "talus": tube([(24, 22, -832, 13), (22, 4, -832, 14), (16, -12, -844, 11)]),
+        "calcaneus": tube([(30, -6, -860, 11), (27, 20, -864, 14), (25, 50, -866, 16)]),
+        "tarsus": sheet(
+            [[(12, -22, -856, 10), (40, -14, -864, 9)], [(12, -32, -864, 9), (44, -20, -860, 8)]]
+        ),
+    } | rays
 
 
 def with_condyles(femur: Shape, box: Box) -> tuple[Shape, Box]:
@@ -179,6 +205,17 @@ def outline(points: np.ndarray, arms: str) -> np.ndarray:
     return union(parts, 20)
 
 
+def with_foot(leg: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """Distance to the flesh of a leg that ends in a foot, from that of one that goes on and on;
+    femur frame."""
+    low = np.flatnonzero(points[:, 2] < FOOT_MM)
+    if low.size:
+        ended = np.maximum(leg[low], np.float32(ANKLE_MM) - points[low, 2])
+        foot = union([_far(cloud, points[low]) for cloud in FOOT], 15)
+        leg[low] = smooth_min(ended, foot, 15)
+    return leg
+
+
 def _folded(points: np.ndarray) -> np.ndarray:
     """The points of the right side mirrored onto the left."""
     return np.stack([np.abs(points[:, 0]), points[:, 1], points[:, 2]]).T
@@ -199,6 +236,12 @@ AIRWAY = tube(
      (0, -24, 440, 9)],
     4.0,
 )  # fmt: skip
+FOOT = (
+    tube([(24, 10, -800, 34), (24, 16, -840, 34), (26, 46, -866, 24)], 6.0),
+    tube([(24, 4, -830, 32), (26, -30, -862, 30), (30, -80, -906, 24)], 6.0),
+    tube([(8, -80, -914, 17), (10, -122, -934, 11)], 6.0),
+    tube([(46, -64, -900, 16), (48, -84, -912, 11)], 6.0),
+)
 CALF = (
     tube([(18, 42, -450, 14), (20, 44, -530, 23), (26, 38, -620, 17), (28, 32, -720, 8)], 6.0),
     tube([(44, 40, -450, 13), (44, 40, -520, 20), (38, 36, -610, 15), (32, 32, -720, 8)], 6.0),

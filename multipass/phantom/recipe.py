@@ -9,6 +9,8 @@ import numpy as np
 POSITIONS = ("HFS", "HFP", "FFS", "FFP")
 IMPLANTS = ("", "prosthesis", "two prostheses", "sacroiliac screws", "femoral neck screws")
 
+BODY_SHARE = 1 / 6  # of whole bodies in a mixed cohort
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -100,8 +102,8 @@ def draw_recipe(seed: int, index: int, matrix: int = 512, size: str | None = Non
     Args:
         matrix: pixels a side of a slice.
         size: 'pelvis' (240 to 350 mm tall), 'abdomen' (430 to 600 mm), 'body' (shoulders, neck or
-            crown to thighs or shins), 'small' (coarse slices, for tests) or None for a random one
-            of the first two.
+            crown to thighs, shins or feet), 'small' (coarse slices, for tests) or None for a random
+            one of the first two.
     """
     rng = np.random.default_rng([seed, index, 7])
     tall = rng.random() < 0.25 if size is None else size == "abdomen"
@@ -114,6 +116,14 @@ def draw_recipe(seed: int, index: int, matrix: int = 512, size: str | None = Non
         **scan, **_draw_anatomy(rng, sex), **_draw_extras(rng, tall), **_draw_files(rng),
     )  # fmt: skip
     return of_size(recipe, size)
+
+
+def patient_size(seed: int, index: int, size: str | None) -> str | None:
+    """The size of one patient's scan in a cohort of this size, which may be 'mixed'."""
+    if size != "mixed":
+        return size
+    rng = np.random.default_rng([seed, index, *b"size"])
+    return "body" if rng.random() < BODY_SHARE else None
 
 
 def of_size(recipe: Recipe, size: str | None) -> Recipe:
@@ -131,7 +141,7 @@ def small(recipe: Recipe) -> Recipe:
 
 
 def whole_body(recipe: Recipe) -> Recipe:
-    """The same patient, stretched out, scanned from shoulders, neck or crown to thighs or shins."""
+    """The same patient, stretched out, from shoulders, neck or crown to thighs, shins or feet."""
     rng = recipe.rng("body")
     bottom = rng.uniform(-330, -140) if rng.random() < 0.6 else rng.uniform(-760, -450)
     tops = {"shoulders": (440, 600), "neck": (600, 720), "crown": (760, 850)}
@@ -140,10 +150,13 @@ def whole_body(recipe: Recipe) -> Recipe:
     arms = str(rng.choice(["arms up", "arms down"]))
     tilt, lean, spin = recipe.pelvis_deg
     left, right = ((0.5 * a, 0.5 * b, 0.5 * c) for a, b, c in recipe.femur_deg)
+    field = rng.uniform(460, 620)
+    if rng.random() < 0.2:  # down to the feet, or into them
+        bottom = rng.uniform(-1020, -880)
     return replace(
         recipe, limbs=arms, arms=False, bottom_mm=round(float(bottom) * recipe.scale, 1),
         top_mm=round(float(top) * recipe.scale, 1), slice_step_mm=step, slice_thickness_mm=step,
-        pixel_mm=round(float(rng.uniform(460, 620)) / recipe.matrix, 6),
+        pixel_mm=round(float(field) / recipe.matrix, 6),
         pelvis_deg=(0.35 * tilt, 0.35 * lean, 0.35 * spin), femur_deg=(left, right),
     )  # fmt: skip
 

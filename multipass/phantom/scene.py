@@ -101,9 +101,9 @@ class Skeleton:
         for name, shape, box, paired in limbs.upper_bones(self.recipe.limbs):
             for side, side_name in SIDES if paired else ((1, "the"),):
                 self._add(f"{side_name} {name}", self._in_pelvis(shape, side), self._box(box, side))
-        for name, shin, box in limbs.shin_bones():
+        for name, bone, box in limbs.lower_bones():
             for side, side_name in SIDES:
-                shape = self._in_femur(shin, side)
+                shape = self._in_femur(bone, side)
                 self._add(f"{side_name} {name}", shape, self._box(box, side, "femur"))
         teeth = limbs.teeth()
         around = self._box((teeth.lower - 5, teeth.upper + 5))

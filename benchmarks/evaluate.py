@@ -3,6 +3,7 @@
     python -m multipass.phantom --anatomy DIR --part test --patients 24 --seed 900 \
         --matrix 256 --output scans
     python benchmarks/evaluate.py --test scans --output results --jobs 2
+    python benchmarks/evaluate.py --test scans --output others --model other.pth --against results
 
 Scores lie on the scans' own grids. `rows.csv` has a line for each scan, output and structure,
 `table.md` the means, the paired differences, the structures and kinds of scans, with 95 % intervals
@@ -11,6 +12,7 @@ over scans.
 
 from __future__ import annotations
 
+import json
 import sys
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
@@ -28,6 +30,7 @@ from native_scores import (
     ROOT,
     by_patient,
     claim,
+    differences,
     interval,
     outputs,
     read_rows,
@@ -46,7 +49,7 @@ from multipass.labelmaps import LEAST_PART_MM3
 from multipass.mirrored import with_mirroring
 from multipass.volume import Volume
 
-NAME = "multi-pass"
+NAME, OTHER = "multi-pass", "other results"
 DIFFERENCES = [((NAME, "pass 2"), (NAME, other)) for other in ("pass 1", "blank context")] + [
     ((NAME, "pass 3"), (NAME, "pass 2"))
 ]
@@ -72,6 +75,8 @@ class Options:
     """every pass also looks at the mirrored scan, as with run_inference.py --tta"""
     least_part_mm3: float = LEAST_PART_MM3
     """smaller parts of a bone are removed, as by run_inference.py"""
+    against: Path | None = None
+    """results of another model on the same scans: paired differences to them are added"""
 
 
 def evaluate(case: Case, options: Options) -> Path:
@@ -149,6 +154,20 @@ def by_structure(rows: list[dict[str, Any]], output: str) -> list[str]:
     return lines
 
 
+def against(folder: Path, facts: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
+    """Markdown: each output's paired difference to the results in another folder.
+
+    Raises:
+        ValueError: these are of other scans, or there are none.
+    """
+    path = folder / "facts.json"
+    if not path.exists() or json.loads(path.read_text(encoding="utf-8"))["test"] != facts["test"]:
+        raise ValueError(f"--against {folder}: holds no results of these scans.")
+    others = [row | {"arm": OTHER} for row in read_rows([folder / "rows.csv"])]
+    named = dict.fromkeys(row["output"] for row in rows)
+    return differences([*rows, *others], [((NAME, name), (OTHER, name)) for name in named])
+
+
 def main(options: Options) -> None:
     facts = {"test": scans_sha256(options.test), "model": sha256_of([options.model])}
     facts |= {"code": code_sha256(), "tta": options.tta, "least_part_mm3": options.least_part_mm3}
@@ -161,6 +180,8 @@ def main(options: Options) -> None:
     rows = read_rows(paths)
     lines = [*table(rows, DIFFERENCES), "", *by_structure(rows, "pass 2")]
     lines += ["", *by_kind(rows, "pass 2")]
+    if options.against:
+        lines += ["", *against(options.against, facts, rows)]
     report(options.output, rows, lines)
 
 

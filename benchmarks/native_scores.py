@@ -116,8 +116,12 @@ def by_patient(rows: list[dict[str, str]], metric: str) -> dict[tuple[str, str],
     }
 
 
-def table(rows: list[dict[str, str]], differences: Sequence[tuple]) -> list[str]:
+def table(rows: list[dict[str, str]], pairs: Sequence[tuple]) -> list[str]:
     """Markdown: means, then paired differences, with 95 % intervals over patients."""
+    return [*means(rows), "", *differences(rows, pairs)]
+
+
+def means(rows: list[dict[str, str]]) -> list[str]:
     dice, hd95 = by_patient(rows, "dice"), by_patient(rows, "hd95_mm")
     outcomes = Counter((row["arm"], row["output"], row["outcome"]) for row in rows)
     lines = [
@@ -130,12 +134,20 @@ def table(rows: list[dict[str, str]], differences: Sequence[tuple]) -> list[str]
         cells += [interval(hd95[key].values(), 1)]
         cells += [f"{outcomes[(*key, 'missed')]}, {outcomes[(*key, 'false alarm')]}"]
         lines.append("| " + " | ".join(cells) + " |")
-    lines += ["", "| difference | Dice | HD95 mm |", "|---|---|---|"]
-    for one, other in differences:
-        if one in dice and other in dice:
+    return lines
+
+
+def differences(rows: list[dict[str, str]], pairs: Sequence[tuple]) -> list[str]:
+    """One (arm, output) of a pair minus the other, where there are rows of both, and the number of
+    patients with a higher Dice."""
+    there = {(row["arm"], row["output"]) for row in rows}
+    lines = ["| difference | Dice | HD95 mm | Dice higher in |", "|---|---|---|---|"]
+    for one, other in pairs:
+        if one in there and other in there:
             text = f"{', '.join(one)} - {', '.join(other)}"
-            both = (paired(rows, metric, one, other) for metric in ("dice", "hd95_mm"))
-            cells = [text, *(interval(v, d) for v, d in zip(both, (4, 1), strict=True))]
+            dice, hd95 = (paired(rows, metric, one, other) for metric in ("dice", "hd95_mm"))
+            cells = [text, interval(dice, 4), interval(hd95, 1)]
+            cells += [f"{sum(value > 0 for value in dice)} of {len(dice)}"]
             lines.append("| " + " | ".join(cells) + " |")
     return lines
 

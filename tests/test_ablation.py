@@ -15,17 +15,25 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 @pytest.fixture(scope="module")
-def script():
-    spec = importlib.util.spec_from_file_location("ablation", ROOT / "benchmarks" / "ablation.py")
-    module = importlib.util.module_from_spec(spec)
+def scripts():
+    """benchmarks/ablation.py and evaluate.py as modules."""
     before, known = list(sys.path), set(sys.modules)
     sys.path.insert(0, str(ROOT / "benchmarks"))
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    yield module
+    found = []
+    for name in ("ablation", "evaluate"):
+        spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+        found.append(importlib.util.module_from_spec(spec))
+        sys.modules[name] = found[-1]
+        spec.loader.exec_module(found[-1])
+    yield found
     sys.path[:] = before
-    for name in {"ablation", "native_scores", "training"} - known:
+    for name in {"ablation", "evaluate", "native_scores", "training"} - known:
         sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def script(scripts):
+    return scripts[0]
 
 
 def rows(script, gain):
@@ -58,6 +66,7 @@ def test_a_patient_counts_once_whatever_the_seeds(script):
         line for line in script.table(found, script.DIFFERENCES) if "multi-pass, pass 2 - " in line
     )
     assert f"{np.mean(gain):.4f} [{low:.4f}, {high:.4f}]" in line
+    assert line.endswith("| 4 of 4 |")
 
 
 def test_results_of_something_else_are_not_mixed_in(script, tmp_path):
@@ -92,3 +101,21 @@ def test_to_miss_a_bone_does_not_better_the_distance(script):
     assert sys.modules["native_scores"].paired(found, "hd95_mm", two, one) == [0.0] * 4
     (line,) = (line for line in script.by_seed(found) if "pass 2" in line)
     assert line == "| multi-pass | pass 2 | 0.408 | 0.417 | 4.0 | 4.0 |"
+
+
+def test_results_are_compared_with_others_of_the_same_scans_alone(scripts, tmp_path):
+    ablation, evaluate = scripts
+    scores = sys.modules["native_scores"]
+    new, old = rows(ablation, [0.03, 0.02, 0.01, 0.0]), rows(ablation, [0.01] * 4)
+    scores.claim(tmp_path, {"test": "these", "model": "old"})
+    scores.write_rows(tmp_path / "rows.csv", old)
+    lines = evaluate.against(tmp_path, {"test": "these", "model": "new"}, new)
+    assert [line.split(" | ")[0] for line in lines[2:]] == [
+        f"| multi-pass, {name} - other results, {name}" for name in ("pass 1", "pass 2")
+    ]
+    assert "| 0.0000 [0.0000, 0.0000] |" in lines[2] and lines[2].endswith("| 0 of 4 |")
+    assert "| 0.0050 [" in lines[3] and lines[3].endswith("| 2 of 4 |")
+    with pytest.raises(ValueError, match="no results of these scans"):
+        evaluate.against(tmp_path, {"test": "those", "model": "new"}, new)
+    with pytest.raises(ValueError, match="no results of these scans"):
+        evaluate.against(tmp_path / "nowhere", {"test": "these", "model": "new"}, new)

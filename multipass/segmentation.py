@@ -20,6 +20,7 @@ from multipass.volume import (
     is_cut,
     resample,
     resample_oblique,
+    touches_end,
 )
 
 # Grids whose voxels drift apart by less than this over their whole size are the same grid.
@@ -270,8 +271,8 @@ def _merged(structure: Structure, pieces: list, grid: Grid) -> Segment:
             span = tuple(slice(a, a + n) for a, n in zip(s - low, m.shape, strict=True))
             np.maximum(mask[span], m, out=mask[span])
         start = ints3(low)
-    at_border = (np.asarray(start) == 0) | (np.add(start, mask.shape) == grid.size)
-    return Segment(structure, start, mask, "cut" if at_border.any() else "complete")
+    status = "cut" if touches_end(start, mask.shape, grid.size) else "complete"
+    return Segment(structure, start, mask, status)
 
 
 def _share_overlaps(segments: list[Segment], grid: Grid) -> tuple[list[Segment], int]:

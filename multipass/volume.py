@@ -204,6 +204,11 @@ def unseen_columns(volume: Volume) -> np.ndarray:
     return volume.array.max(axis=2) <= AIR_HU
 
 
+def touches_end(start: Sequence[int], shape: Sequence[int], size: Sequence[int]) -> bool:
+    """Whether a box of voxels reaches the first or last voxel of a grid along any axis."""
+    return any(s == 0 or s + n == m for s, n, m in zip(start, shape, size, strict=True))
+
+
 def is_cut(mask: np.ndarray, start: Sequence[int], depth: int, unseen: np.ndarray) -> bool:
     """Whether a structure touches an end of the scan or columns outside its field of view.
 
@@ -213,8 +218,7 @@ def is_cut(mask: np.ndarray, start: Sequence[int], depth: int, unseen: np.ndarra
         depth: slices of the scan.
         unseen: (X, Y), see `unseen_columns`.
     """
-    size = (*unseen.shape, depth)
-    if any(s == 0 or s + n == m for s, n, m in zip(start, mask.shape, size, strict=True)):
+    if touches_end(start, mask.shape, (*unseen.shape, depth)):
         return True
     (x, y), (nx, ny) = start[:2], mask.shape[:2]
     shadow = np.pad(mask.any(axis=2), 1)

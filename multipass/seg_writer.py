@@ -27,7 +27,7 @@ from multipass.files import replacing
 from multipass.frames import is_multiframe, refer_to_frames, write_stand_ins
 from multipass.labelmaps import box_of, voxel_counts
 from multipass.series import Slice
-from multipass.structures import CATEGORY, SIDES, Structure
+from multipass.structures import SIDES, Structure, to_attributes
 from multipass.volume import Grid, Volume, ints3, to_sitk
 
 ALGORITHM = "3D MultiPass U-Net"
@@ -178,41 +178,16 @@ def _source_uids(frame: Dataset) -> set[str]:
 
 def _meta(found: Sequence[tuple[int, Structure]]) -> dict[str, Any]:
     """dcmqi's description of the segments: label values, codes, colours, algorithm."""
+    algorithm = f"{ALGORITHM} {__version__}"
     return {
         "ContentCreatorName": "MultiPass^U-Net",
         "ContentLabel": "SEGMENTATION",
         "ContentDescription": "Pelvic bones, automatic",
-        "SeriesDescription": f"Pelvic bones, {ALGORITHM} {__version__}",
+        "SeriesDescription": f"Pelvic bones, {algorithm}",
         "SeriesNumber": SERIES_NUMBER,
         "InstanceNumber": "1",
         "BodyPartExamined": "PELVIS",
-        "segmentAttributes": [[_attributes(value, structure) for value, structure in found]],
-    }
-
-
-def _attributes(value: int, structure: Structure) -> dict[str, Any]:
-    attributes = {
-        "labelID": value,
-        "SegmentLabel": structure.name,
-        "SegmentDescription": structure.name,
-        "SegmentAlgorithmType": "AUTOMATIC",
-        "SegmentAlgorithmName": f"{ALGORITHM} {__version__}",
-        "SegmentedPropertyCategoryCodeSequence": _code(CATEGORY),
-        "SegmentedPropertyTypeCodeSequence": _code(
-            Code(structure.value, structure.scheme, structure.meaning)
-        ),
-        "recommendedDisplayRGBValue": list(structure.colour),
-    }
-    if structure.side:
-        attributes["SegmentedPropertyTypeModifierCodeSequence"] = _code(SIDES[structure.side])
-    return attributes
-
-
-def _code(code: Code) -> dict[str, str]:
-    return {
-        "CodeValue": code.value,
-        "CodingSchemeDesignator": code.scheme_designator,
-        "CodeMeaning": code.meaning,
+        "segmentAttributes": [[to_attributes(s, value, algorithm) for value, s in found]],
     }
 
 

@@ -214,6 +214,39 @@ def by_codes(attributes: dict) -> list[Structure]:
     return [identify(scheme, value, code.get("CodeMeaning", ""), modifiers, label)]
 
 
+def to_attributes(structure: Structure, value: int, algorithm: str = "") -> dict:
+    """A segment's entry of dcmqi's meta.json, the inverse of `by_codes`.
+
+    Args:
+        value: of the structure in the label map.
+        algorithm: name and version; '' for what a person drew.
+    """
+    attributes = {
+        "labelID": value,
+        "SegmentLabel": structure.name,
+        "SegmentDescription": structure.name,
+        "SegmentAlgorithmType": "AUTOMATIC" if algorithm else "MANUAL",
+        "SegmentedPropertyCategoryCodeSequence": _written(CATEGORY),
+        "SegmentedPropertyTypeCodeSequence": _written(
+            Code(structure.value, structure.scheme, structure.meaning)
+        ),
+        "recommendedDisplayRGBValue": list(structure.colour),
+    }
+    if algorithm:
+        attributes["SegmentAlgorithmName"] = algorithm
+    if structure.side:
+        attributes["SegmentedPropertyTypeModifierCodeSequence"] = _written(SIDES[structure.side])
+    return attributes
+
+
+def _written(code: Code) -> dict[str, str]:
+    return {
+        "CodeValue": code.value,
+        "CodingSchemeDesignator": code.scheme_designator,
+        "CodeMeaning": code.meaning,
+    }
+
+
 def _code_of(attributes: dict) -> tuple[str, str]:
     code = attributes.get("SegmentedPropertyTypeCodeSequence", {})
     return code.get("CodingSchemeDesignator", ""), code.get("CodeValue", "")

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from multipass.structures import PELVIS, Structure, identify, mirror_partners, ordered
+from multipass.structures import (
+    PELVIS,
+    Structure,
+    by_codes,
+    identify,
+    mirror_partners,
+    ordered,
+    to_attributes,
+)
 
 HIP = ("SCT", "29836001", "Hip")
 
@@ -61,3 +69,12 @@ def test_partners_are_each_others():
 def test_dict_round_trip():
     for structure in PELVIS:
         assert Structure.from_dict(structure.to_dict()) == structure
+
+
+def test_segment_attributes_round_trip():
+    for structure in (*PELVIS, Structure("implant", "99SITE", "I1", "Implant", "", (1, 2, 3))):
+        drawn, found = to_attributes(structure, 3), to_attributes(structure, 3, "network 1.0")
+        (read,) = by_codes(found)
+        assert read.key == structure.key and by_codes(drawn)[0].key == structure.key
+        assert drawn["SegmentAlgorithmType"] == "MANUAL" and "SegmentAlgorithmName" not in drawn
+        assert found["SegmentAlgorithmType"] == "AUTOMATIC" and found["labelID"] == 3

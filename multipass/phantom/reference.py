@@ -14,7 +14,7 @@ from pydicom.uid import generate_uid
 
 from multipass.dcmqi import complaint, number_places, run_dcmqi
 from multipass.phantom.recipe import Recipe
-from multipass.structures import CATEGORY, PELVIS, SIDES, Structure
+from multipass.structures import PELVIS, Structure, to_attributes
 from multipass.volume import Grid, Volume, floats3, to_sitk
 
 DATE, TIME = "20200101", "120000"
@@ -65,38 +65,13 @@ def _right_handed(volume: Volume) -> Volume:
     return Volume(volume.array[:, :, ::-1], turned)
 
 
-def _code(scheme: str, value: str, meaning: str) -> dict:
-    return {"CodeValue": value, "CodingSchemeDesignator": scheme, "CodeMeaning": meaning}
-
-
 def _table(structures: list[Structure]) -> dict:
     """dcmqi's description of the segments, in the order of their numbers."""
-    rows = []
-    for number, structure in enumerate(structures, start=1):
-        row = {
-            "labelID": number,
-            "SegmentLabel": structure.name,
-            "SegmentDescription": structure.name,
-            "SegmentAlgorithmType": "MANUAL",
-            "SegmentedPropertyCategoryCodeSequence": _code(
-                CATEGORY.scheme_designator, CATEGORY.value, CATEGORY.meaning
-            ),
-            "SegmentedPropertyTypeCodeSequence": _code(
-                structure.scheme, structure.value, structure.meaning
-            ),
-            "recommendedDisplayRGBValue": list(structure.colour),
-        }
-        if structure.side:
-            side = SIDES[structure.side]
-            row["SegmentedPropertyTypeModifierCodeSequence"] = _code(
-                side.scheme_designator, side.value, side.meaning
-            )
-        rows.append(row)
     return {
         "ContentCreatorName": "Phantom", "ClinicalTrialSeriesID": "1",
         "ClinicalTrialTimePointID": "1", "SeriesDescription": "Reference segmentation",
         "SeriesNumber": "300", "InstanceNumber": "1", "BodyPartExamined": "PELVIS",
-        "segmentAttributes": [rows],
+        "segmentAttributes": [[to_attributes(s, k) for k, s in enumerate(structures, start=1)]],
     }  # fmt: skip
 
 

@@ -154,8 +154,8 @@ def by_structure(rows: list[dict[str, Any]], output: str) -> list[str]:
     return lines
 
 
-def against(folder: Path, facts: dict[str, Any], rows: list[dict[str, Any]]) -> list[str]:
-    """Markdown: each output's paired difference to the results in another folder.
+def other_rows(folder: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of results in another folder.
 
     Raises:
         ValueError: these are of other scans, or there are none.
@@ -163,7 +163,11 @@ def against(folder: Path, facts: dict[str, Any], rows: list[dict[str, Any]]) -> 
     path = folder / "facts.json"
     if not path.exists() or json.loads(path.read_text(encoding="utf-8"))["test"] != facts["test"]:
         raise ValueError(f"--against {folder}: holds no results of these scans.")
-    others = [row | {"arm": OTHER} for row in read_rows([folder / "rows.csv"])]
+    return [row | {"arm": OTHER} for row in read_rows([folder / "rows.csv"])]
+
+
+def against(others: list[dict[str, Any]], rows: list[dict[str, Any]]) -> list[str]:
+    """Markdown: each output's paired difference to that of other results."""
     named = dict.fromkeys(row["output"] for row in rows)
     return differences([*rows, *others], [((NAME, name), (OTHER, name)) for name in named])
 
@@ -171,6 +175,7 @@ def against(folder: Path, facts: dict[str, Any], rows: list[dict[str, Any]]) -> 
 def main(options: Options) -> None:
     facts = {"test": scans_sha256(options.test), "model": sha256_of([options.model])}
     facts |= {"code": code_sha256(), "tta": options.tta, "least_part_mm3": options.least_part_mm3}
+    others = other_rows(options.against, facts) if options.against else []
     claim(options.output, facts)
     with ExitStack() as stack, ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
         cases = find_cases(options.test, stack).cases
@@ -180,8 +185,8 @@ def main(options: Options) -> None:
     rows = read_rows(paths)
     lines = [*table(rows, DIFFERENCES), "", *by_structure(rows, "pass 2")]
     lines += ["", *by_kind(rows, "pass 2")]
-    if options.against:
-        lines += ["", *against(options.against, facts, rows)]
+    if others:
+        lines += ["", *against(others, rows)]
     report(options.output, rows, lines)
 
 

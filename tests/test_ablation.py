@@ -109,13 +109,14 @@ def test_results_are_compared_with_others_of_the_same_scans_alone(scripts, tmp_p
     new, old = rows(ablation, [0.03, 0.02, 0.01, 0.0]), rows(ablation, [0.01] * 4)
     scores.claim(tmp_path, {"test": "these", "model": "old"})
     scores.write_rows(tmp_path / "rows.csv", old)
-    lines = evaluate.against(tmp_path, {"test": "these", "model": "new"}, new)
+    facts = {"test": "these", "model": "new"}
+    lines = evaluate.against(evaluate.other_rows(tmp_path, facts), new)
     assert [line.split(" | ")[0] for line in lines[2:]] == [
         f"| multi-pass, {name} - other results, {name}" for name in ("pass 1", "pass 2")
     ]
     assert "| 0.0000 [0.0000, 0.0000] |" in lines[2] and lines[2].endswith("| 0 of 4 |")
     assert "| 0.0050 [" in lines[3] and lines[3].endswith("| 2 of 4 |")
     with pytest.raises(ValueError, match="no results of these scans"):
-        evaluate.against(tmp_path, {"test": "those", "model": "new"}, new)
+        evaluate.other_rows(tmp_path, {"test": "those", "model": "new"})
     with pytest.raises(ValueError, match="no results of these scans"):
-        evaluate.against(tmp_path / "nowhere", {"test": "these", "model": "new"}, new)
+        evaluate.other_rows(tmp_path / "nowhere", facts)

@@ -55,8 +55,7 @@ finetune: venv/.installed
 	@echo "As it ships:"
 	$(RUN) $(FEW_INFERENCE) --output $(FEW)/shipped_results
 
-# From a folder of real bone surfaces (README) to a network, about five hours on 2 cores with 16-bit
-# arithmetic and 40 GB of disk; started again, it goes on.
+# From a folder of real bone surfaces (README) to a network; started again, it goes on.
 RECIPE := recipe
 
 anatomy-named:
@@ -68,7 +67,7 @@ recipe: anatomy-named venv/.installed
 	    --seed 7000 --matrix 256 --output $(RECIPE)/cohort --jobs 2
 	$(RUN) processing.py --input $(RECIPE)/cohort --output $(RECIPE)/files
 	$(RUN) training.py --data $(RECIPE)/files --dicom $(RECIPE)/cohort --output $(RECIPE) \
-	    --name recipe --epochs 32 --steps-per-epoch 250 --coarse 0.4 --augmentation 0.3 \
+	    --epochs 32 --steps-per-epoch 250 --coarse 0.4 --augmentation 0.3 \
 	    --ema 0.995 --folds 40 --resume
 
 # Two tests at a time, one thread each.

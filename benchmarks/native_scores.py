@@ -171,9 +171,11 @@ def paired(
 
 
 def interval(values: Any, digits: int) -> str:
+    """The mean and its 95 % interval; the mean alone where there is none."""
     values = list(values)
     low, high = bootstrap_interval(values)
-    return f"{np.nanmean(values):.{digits}f} [{low:.{digits}f}, {high:.{digits}f}]"
+    mean = f"{np.nanmean(values):.{digits}f}"
+    return f"{mean} [{low:.{digits}f}, {high:.{digits}f}]" if np.isfinite(low) else mean
 
 
 def read_rows(paths: Sequence[Path]) -> list[dict[str, str]]:

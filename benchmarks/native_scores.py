@@ -25,6 +25,7 @@ from multipass.metrics import bootstrap_interval, compare  # noqa: E402
 from multipass.passes import look_through, segment  # noqa: E402
 from multipass.scoring import read_reference  # noqa: E402
 from multipass.structures import Structure  # noqa: E402
+from multipass.tables import with_interval  # noqa: E402
 from multipass.volume import Volume, upright  # noqa: E402
 
 KEY = ("arm", "seed", "patient", "output")
@@ -171,11 +172,9 @@ def paired(
 
 
 def interval(values: Any, digits: int) -> str:
-    """The mean and its 95 % interval; the mean alone where there is none."""
+    """The mean and its 95 % interval, if there is one."""
     values = list(values)
-    low, high = bootstrap_interval(values)
-    mean = f"{np.nanmean(values):.{digits}f}"
-    return f"{mean} [{low:.{digits}f}, {high:.{digits}f}]" if np.isfinite(low) else mean
+    return with_interval(float(np.nanmean(values)), *bootstrap_interval(values), digits)
 
 
 def read_rows(paths: Sequence[Path]) -> list[dict[str, str]]:

@@ -16,8 +16,8 @@ from multipass.windows import grid_of
 
 # Both were set on the 30 bones of 6 synthetic scans that validated an earlier network: its 7 bones
 # with a Dice below 0.7 differed between passes by 0.14 to 0.22, those above 0.87 by at most 0.09;
-# confidence says less. On 6 other scans of the one that ships, 0.12 parts its 3 bones below 0.8
-# from the 27 above.
+# confidence says less. On 6 other scans, of a later network, 0.12 parted its 3 bones below 0.8 from
+# the 27 above.
 # Below it the network is unsure on average inside a structure.
 LOW_CONFIDENCE = 0.82
 # 1 - Dice between the last two passes, on the last pass's window.

@@ -63,7 +63,7 @@ def _part_lines(
     headings = [heading for heading, _, _ in columns]
     cells: list[tuple[str, ...]] = [("pass", "structure", "cases", *headings, "missed, false")]
     for line in cohort:
-        figures = [_with_interval(line, metric, digits) for _, metric, digits in columns]
+        figures = [_with_worst(line, metric, digits) for _, metric, digits in columns]
         counts = f"{line['missed']}, {line['false_alarms']}"
         cells.append((str(line["pass"]), line["structure"], str(line["cases"]), *figures, counts))
     return aligned(cells)
@@ -78,12 +78,17 @@ def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
-def _with_interval(line: dict[str, Any], metric: str, digits: int) -> str:
+def _with_worst(line: dict[str, Any], metric: str, digits: int) -> str:
     mean, low, high, worst = (
-        _number(line[key], digits)
-        for key in (metric, f"{metric}_low", f"{metric}_high", f"{metric}_worst")
+        line[key] for key in (metric, f"{metric}_low", f"{metric}_high", f"{metric}_worst")
     )
-    return f"{mean} {worst}" if low == "-" else f"{mean} [{low}, {high}] {worst}"
+    return f"{with_interval(mean, low, high, digits)} {_number(worst, digits)}"
+
+
+def with_interval(mean: float, low: float, high: float, digits: int) -> str:
+    """'mean [low, high]'; the mean alone where there is no interval, '-' where there is neither."""
+    figures = [_number(value, digits) for value in (mean, low, high)]
+    return figures[0] if math.isnan(low) else "{} [{}, {}]".format(*figures)
 
 
 def _number(value: float, digits: int) -> str:

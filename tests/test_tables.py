@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 
-from multipass.tables import aligned, score_lines, with_nan, write_summary
+from multipass.tables import aligned, score_lines, with_interval, with_nan, write_summary
 
 NAN = float("nan")
 
@@ -34,6 +34,11 @@ def test_scores_are_means_with_intervals_and_counts():
     for heading in ("Dice", "NSD 2 mm", "HD95 mm", "ASSD mm"):
         assert sum(f"{heading} [95 %] worst" in line for line in lines) == 1
     assert score_lines([{"case": "a", "pass": 2, "structure": "sacrum"}]) == []
+
+
+def test_a_mean_without_an_interval_stands_alone():
+    assert with_interval(0.9, 0.8, 0.95, 2) == "0.90 [0.80, 0.95]"
+    assert with_interval(0.9, NAN, NAN, 2) == "0.90" and with_interval(NAN, NAN, NAN, 2) == "-"
 
 
 def test_null_becomes_nan_again():

@@ -29,6 +29,7 @@ from tqdm import tqdm
 from multipass import checkpoint
 from multipass.batches import Batch, Batches, as_it_is
 from multipass.cohort import Cohort
+from multipass.geometry.windows import COARSE_GRID_SIZE, GRID_SIZE, HU_RANGE
 from multipass.loss import hard_dice, soft_loss
 from multipass.native import final_scores
 from multipass.network import FILTERS, MultiPassUNet
@@ -44,7 +45,6 @@ from multipass.processes import (
 from multipass.runlog import RunLog, preview
 from multipass.structures import read_rules
 from multipass.trainer import State, cosine, resume, start_from, validate
-from multipass.windows import COARSE_GRID_SIZE, GRID_SIZE, HU_RANGE
 
 ROOT = Path(__file__).resolve().parent
 MAX_GRADIENT_NORM = 1.0

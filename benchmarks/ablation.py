@@ -57,12 +57,12 @@ from multipass.batches import Batches
 from multipass.checkpoint import Model
 from multipass.cohort import Cohort
 from multipass.files import replacing
+from multipass.geometry.volume import Volume
+from multipass.geometry.windows import HU_RANGE
 from multipass.maps import PassResult
 from multipass.network import MultiPassUNet
 from multipass.passes import closer, look_through, precision, segment
 from multipass.trainer import State
-from multipass.volume import Volume
-from multipass.windows import HU_RANGE
 
 CPU = torch.device("cpu")
 EPOCHS = 8  # of equal length; a run can go on after each

@@ -45,9 +45,9 @@ from native_scores import (
 from multipass import checkpoint, metrics
 from multipass.cases import Case, find_cases
 from multipass.files import code_sha256, sha256_of
-from multipass.labelmaps import LEAST_PART_MM3
+from multipass.geometry.labelmaps import LEAST_PART_MM3
+from multipass.geometry.volume import Volume
 from multipass.mirrored import with_mirroring
-from multipass.volume import Volume
 
 NAME, OTHER = "multi-pass", "other results"
 DIFFERENCES = [((NAME, "pass 2"), (NAME, other)) for other in ("pass 1", "blank context")] + [

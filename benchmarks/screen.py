@@ -52,6 +52,7 @@ from multipass.batches import Batch, Batches
 from multipass.checkpoint import Model
 from multipass.cohort import Cohort
 from multipass.files import replacing
+from multipass.geometry.windows import HU_RANGE
 from multipass.intensity import ContextOdds
 from multipass.loss import EMPTY_PART, soft_loss
 from multipass.maps import between
@@ -59,7 +60,6 @@ from multipass.network import MultiPassUNet, Network
 from multipass.optimizer import Muon
 from multipass.passes import blank, precision
 from multipass.trainer import State, cosine
-from multipass.windows import HU_RANGE
 
 LEAST_PROBABILITY = 1e-4
 _dice_loss = DiceLoss(include_background=False, soft_label=True, reduction="none")

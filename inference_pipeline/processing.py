@@ -17,12 +17,11 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from multipass import ct, hounsfield, patients, series, windows
+from multipass import ct, hounsfield, patients, series
 from multipass.cases import Case
-from multipass.labelmaps import LEAST_PART_MM3, tidied
-from multipass.maps import ClassMaps, PassResult, least
-from multipass.structures import Structure
-from multipass.volume import (
+from multipass.geometry import windows
+from multipass.geometry.labelmaps import LEAST_PART_MM3, tidied
+from multipass.geometry.volume import (
     AIR_HU,
     Grid,
     Volume,
@@ -36,6 +35,8 @@ from multipass.volume import (
     upright,
     upright_grid,
 )
+from multipass.maps import ClassMaps, PassResult, least
+from multipass.structures import Structure
 
 SLAB = 16
 CHUNK_BYTES = 1 << 22

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from monai.transforms import Randomizable
 
 from multipass.cohort import Sample
-from multipass.windows import GRID_SIZE, close_windows
+from multipass.geometry.windows import GRID_SIZE, close_windows
 
 CONTROL = 9  # control points an axis: 60 mm apart over a body 360 mm wide
 MARGIN_MM = 20.0  # around the bones, as in windows.pelvis_box

@@ -12,12 +12,12 @@ import torch
 
 from multipass.augment import RandPlacement, Space, look, undeformed
 from multipass.cohort import Cohort
+from multipass.geometry.windows import GRID_SIZE
 from multipass.intensity import ContextOdds, RandContext, RandIntensity
 from multipass.loss import with_background
 from multipass.passes import View
 from multipass.processes import rank, world_size
 from multipass.structures import mirror_partners
-from multipass.windows import GRID_SIZE
 
 FEWEST_STEPS = 20  # an epoch of a small cohort, so that validation does not take most of the time
 Size = tuple[int, int, int]

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 
 from multipass.files import sha256_of
+from multipass.geometry.windows import unguarded
 from multipass.patients import DATASET_NAME, joined_files, read_dataset, read_patient, window_of
 from multipass.structures import Structure, has_both_sides, ordered
-from multipass.windows import unguarded
 
 # A larger complete_dataset.pkl is left alone and the patient files beside it are streamed.
 MAX_IN_MEMORY_BYTES = 1 << 30

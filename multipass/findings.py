@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from multipass.labelmaps import boxes_of
+from multipass.geometry.labelmaps import boxes_of
+from multipass.geometry.volume import Volume, floats3, is_cut, unseen_columns
+from multipass.geometry.windows import grid_of
 from multipass.maps import PassResult, confidence, native_labels
 from multipass.structures import FEMUR, Structure, mirror_partners
-from multipass.volume import Volume, floats3, is_cut, unseen_columns
-from multipass.windows import grid_of
 
 # Both were set on the 30 bones of 6 synthetic scans that validated an earlier network: its 7 bones
 # with a Dice below 0.7 differed between passes by 0.14 to 0.22, those above 0.87 by at most 0.09;

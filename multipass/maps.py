@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from multipass.labelmaps import LEAST_PART_MM3, Box, box_of, tidied
+from multipass.geometry.labelmaps import LEAST_PART_MM3, Box, box_of, tidied
+from multipass.geometry.volume import Grid
 from multipass.structures import Structure
-from multipass.volume import Grid
 
 # A class's map is kept in the box where it exceeds this: a tenth of what would be the likeliest
 # among 100 classes.

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from multipass.labelmaps import boxes_of
+from multipass.geometry.labelmaps import boxes_of
 from multipass.surfaces import surface, surface_distances
 
 METRICS = ("dice", "hd95_mm", "assd_mm", "nsd_2mm")

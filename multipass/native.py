@@ -20,6 +20,7 @@ from multipass.choice import choose
 from multipass.cohort import Cohort
 from multipass.ct import read_ct
 from multipass.files import replacing
+from multipass.geometry.volume import upright
 from multipass.maps import bone_labels
 from multipass.metrics import METRICS
 from multipass.passes import precision, segment
@@ -30,7 +31,6 @@ from multipass.series import short
 from multipass.structures import by_codes
 from multipass.tables import score_lines, write_summary
 from multipass.trainer import patient_dice
-from multipass.volume import upright
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ import numpy as np
 import SimpleITK as sitk
 
 from multipass.files import replacing
-from multipass.volume import Grid, Volume, from_sitk, to_sitk
+from multipass.geometry.volume import Grid, Volume, from_sitk, to_sitk
 
 # NIfTI keeps the affine in float32; 0.01 mm is far below a voxel.
 SAME_PLACE_MM = 0.01

@@ -13,10 +13,8 @@ import numpy as np
 import torch
 
 from multipass.checkpoint import Model
-from multipass.maps import ClassMaps, PassResult, apply_rows, between, shared_rows
-from multipass.network import Maps, MultiPassUNet
-from multipass.volume import Grid, Volume
-from multipass.windows import (
+from multipass.geometry.volume import Grid, Volume
+from multipass.geometry.windows import (
     body_box,
     close_windows,
     joined,
@@ -24,6 +22,8 @@ from multipass.windows import (
     scan_windows,
     window_image,
 )
+from multipass.maps import ClassMaps, PassResult, apply_rows, between, shared_rows
+from multipass.network import Maps, MultiPassUNet
 
 NOT_FOUND = "no pelvis found: the closer look took the whole scan"
 # Specks that a first pass sees elsewhere in a body are smaller than a bone's part that is missed.

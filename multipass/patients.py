@@ -29,9 +29,9 @@ from typing import Any
 import numpy as np
 
 from multipass.files import replacing
+from multipass.geometry.volume import Grid, floats3
+from multipass.geometry.windows import GRID_SIZE
 from multipass.structures import Structure, ordered
-from multipass.volume import Grid, floats3
-from multipass.windows import GRID_SIZE
 
 FORMAT = 1
 DATASET_NAME = "complete_dataset.pkl"

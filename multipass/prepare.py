@@ -9,12 +9,8 @@ import numpy as np
 
 from multipass.choice import choose
 from multipass.ct import CT, read_ct
-from multipass.patients import FORMAT
-from multipass.segmentation import Reference, marked_cut, read_reference
-from multipass.series import Found, SegHeader, Series, find
-from multipass.structures import Structure, by_codes
-from multipass.volume import Grid, Volume, unseen_columns, upright
-from multipass.windows import (
+from multipass.geometry.volume import Grid, Volume, unseen_columns, upright
+from multipass.geometry.windows import (
     body_box,
     close_windows,
     guarded,
@@ -25,6 +21,10 @@ from multipass.windows import (
     window_image,
     window_over,
 )
+from multipass.patients import FORMAT
+from multipass.segmentation import Reference, marked_cut, read_reference
+from multipass.series import Found, SegHeader, Series, find
+from multipass.structures import Structure, by_codes
 
 CT_FOLDER, SEG_FOLDER = "im_1", "im_3"
 

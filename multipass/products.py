@@ -13,8 +13,10 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
+from multipass.geometry.meshes import mesh_of, write_mesh
+from multipass.geometry.volume import Grid, Volume, to_sitk
+from multipass.geometry.windows import grid_of
 from multipass.maps import PassResult
-from multipass.meshes import mesh_of, write_mesh
 from multipass.output import write_mask
 from multipass.passes import context_of
 from multipass.report import overlay
@@ -23,8 +25,6 @@ from multipass.series import Slice
 from multipass.stages import Stages
 from multipass.structures import Structure
 from multipass.viewer import page_data
-from multipass.volume import Grid, Volume, to_sitk
-from multipass.windows import grid_of
 
 FORMATS = ("nifti", "seg")
 

@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.gridspec import GridSpecFromSubplotSpec
 from matplotlib.patches import Patch
 
-from multipass.labelmaps import voxel_counts
+from multipass.geometry.labelmaps import voxel_counts
+from multipass.geometry.volume import Volume
 from multipass.planes import INK, Plane, Rgb, draw, planes_through, unit_rgb
 from multipass.structures import Structure
-from multipass.volume import Volume
 
 BONE_WINDOW_HU = (-250.0, 1000.0)
 PAPER, WARNING = "#101214", "#ffb454"

@@ -17,11 +17,11 @@ from torch.utils.tensorboard import SummaryWriter
 
 from multipass.batches import Batch, Batches
 from multipass.files import replacing
+from multipass.geometry.windows import window_over
 from multipass.network import MultiPassUNet
 from multipass.passes import run
 from multipass.report import cohort_sheet, sheet_entry
 from multipass.structures import Structure
-from multipass.windows import window_over
 
 PREVIEWED = 8  # samples
 TINT = 0.4  # of a structure's colour over the image

@@ -11,13 +11,21 @@ import SimpleITK as sitk
 
 from multipass.cases import Case
 from multipass.ct import CT
-from multipass.labelmaps import LEAST_PART_MM3, boxes_of
+from multipass.geometry.labelmaps import LEAST_PART_MM3, boxes_of
+from multipass.geometry.volume import (
+    Grid,
+    Volume,
+    axis_order,
+    from_sitk,
+    to_sitk,
+    upright,
+    upright_grid,
+)
 from multipass.maps import PassResult, bone_labels
 from multipass.metrics import compare
 from multipass.segmentation import Identify
 from multipass.segmentation import read_reference as read_seg
 from multipass.structures import Structure, by_codes
-from multipass.volume import Grid, Volume, axis_order, from_sitk, to_sitk, upright, upright_grid
 
 # A reference beside an image file lies on its grid, as far as formats keep it.
 SAME_PLACE_MM = 0.01

@@ -25,10 +25,10 @@ from multipass import __version__
 from multipass.dcmqi import number_places, run_dcmqi
 from multipass.files import replacing
 from multipass.frames import is_multiframe, refer_to_frames, write_stand_ins
-from multipass.labelmaps import box_of, voxel_counts
+from multipass.geometry.labelmaps import box_of, voxel_counts
+from multipass.geometry.volume import Grid, Volume, ints3, to_sitk
 from multipass.series import Slice
 from multipass.structures import SIDES, Structure, to_attributes
-from multipass.volume import Grid, Volume, ints3, to_sitk
 
 ALGORITHM = "3D MultiPass U-Net"
 FAMILY = Code("123109", "DCM", "Artificial Intelligence")

@@ -10,9 +10,7 @@ from scipy import ndimage
 
 from multipass.ct import CT, resample_lattice
 from multipass.dcmqi import read_segments
-from multipass.series import SegHeader
-from multipass.structures import PELVIS, Key, Structure, by_codes, ordered
-from multipass.volume import (
+from multipass.geometry.volume import (
     Grid,
     Volume,
     axis_order,
@@ -22,6 +20,8 @@ from multipass.volume import (
     resample_oblique,
     touches_end,
 )
+from multipass.series import SegHeader
+from multipass.structures import PELVIS, Key, Structure, by_codes, ordered
 
 # Grids whose voxels drift apart by less than this over their whole size are the same grid.
 CONGRUENT_VOXELS = 0.1

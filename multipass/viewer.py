@@ -20,10 +20,10 @@ import numpy as np
 import SimpleITK as sitk
 from scipy.spatial import cKDTree
 
-from multipass.labelmaps import box_of
-from multipass.meshes import mesh_of
+from multipass.geometry.labelmaps import box_of
+from multipass.geometry.meshes import mesh_of
+from multipass.geometry.volume import Grid, Volume, floats3, ints3, resample, to_sitk
 from multipass.structures import Structure
-from multipass.volume import Grid, Volume, floats3, ints3, resample, to_sitk
 
 VIEWER_NAME = "niivue.js"
 MARGIN_MM = 20.0

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
+from multipass.geometry.volume import Grid, Volume
+from multipass.geometry.windows import guarded, pelvis_box, window_over
 from multipass.patients import write_complete_dataset, write_patient
 from multipass.structures import PELVIS
-from multipass.volume import Grid, Volume
-from multipass.windows import guarded, pelvis_box, window_over
 
 BODY = np.array([[-180.0, -120.0, -170.0], [180.0, 120.0, 170.0]])
 # Side, distance from the middle, depth, height, radius in mm, grey value.

@@ -8,12 +8,12 @@ import numpy as np
 import SimpleITK as sitk
 from scipy.spatial.transform import Rotation
 
-from multipass.meshes import mesh_of, write_mesh
+from multipass.geometry.meshes import mesh_of, write_mesh
+from multipass.geometry.volume import Grid, Volume, ints3, to_sitk
 from multipass.phantom import bones, spine
 from multipass.phantom.bones import HIP_CENTRE
 from multipass.phantom.individual import COCCYX_BOX, HIP_BOX, SACRUM_BOX
 from multipass.phantom.lattice import lattice_points
-from multipass.volume import Grid, Volume, ints3, to_sitk
 
 STEP_MM = 3.0
 PELVES = ("01", "02", "03", "04", "10")  # the last two are set aside for tests

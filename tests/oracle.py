@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from multipass.checkpoint import Model
+from multipass.geometry.volume import Grid, Volume
 from multipass.network import Network
 from multipass.structures import PELVIS
-from multipass.volume import Grid, Volume
 
 HU_RANGE = (-200.0, 1000.0)
 TISSUE_HU = 40.0

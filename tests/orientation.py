@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from multipass.volume import Grid, Volume
+from multipass.geometry.volume import Grid, Volume
 
 ORDERS = [
     (order, signs)

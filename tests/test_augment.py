@@ -13,6 +13,14 @@ from monai.transforms import RandSimulateLowResolution
 from multipass.augment import Placement, RandPlacement, Space, look, undeformed
 from multipass.batches import Batches, ahead, random_state
 from multipass.cohort import Cohort, Sample
+from multipass.geometry.windows import (
+    COARSE_GRID_SIZE,
+    GRID_SIZE,
+    guarded,
+    in_parts,
+    unguarded,
+    window_over,
+)
 from multipass.intensity import (
     ContextOdds,
     RandContext,
@@ -22,14 +30,6 @@ from multipass.intensity import (
 )
 from multipass.patients import window_of, write_patient
 from multipass.structures import PELVIS
-from multipass.windows import (
-    COARSE_GRID_SIZE,
-    GRID_SIZE,
-    guarded,
-    in_parts,
-    unguarded,
-    window_over,
-)
 
 CPU = torch.device("cpu")
 STILL = Space(0, 0, 0, 0, 0, 0, 0, 0, 0, scan_scale=(1, 1), box_scale=(1, 1))

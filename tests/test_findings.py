@@ -14,12 +14,12 @@ from multipass.findings import (
     flags_of,
     on_windows,
 )
+from multipass.geometry.volume import AIR_HU, Volume
+from multipass.geometry.windows import close_windows, window_over
 from multipass.hounsfield import implausible
 from multipass.maps import ClassMaps, PassResult, native_labels
 from multipass.passes import segment
 from multipass.structures import PELVIS
-from multipass.volume import AIR_HU, Volume
-from multipass.windows import close_windows, window_over
 
 
 @pytest.fixture(scope="module")

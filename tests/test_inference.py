@@ -22,6 +22,7 @@ import torch
 from orientation import ORDERS, oriented
 
 from multipass import passes
+from multipass.geometry.volume import Grid, Volume, from_sitk, to_sitk, upright
 from multipass.maps import native_labels
 from multipass.mirrored import Mirrored, with_mirroring
 from multipass.network import Network
@@ -30,7 +31,6 @@ from multipass.phantom import make_subject
 from multipass.phantom.writer import write_ct, write_subject
 from multipass.prepare import prepare_patient
 from multipass.structures import PELVIS
-from multipass.volume import Grid, Volume, from_sitk, to_sitk, upright
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "inference_pipeline" / "run_inference.py"

@@ -16,6 +16,7 @@ from scipy.ndimage import map_coordinates
 
 from multipass.choice import choose
 from multipass.ct import read_ct
+from multipass.geometry.volume import Grid, Volume, resample_oblique, upright
 from multipass.phantom import make_subject
 from multipass.phantom.reference import write_segmentation
 from multipass.phantom.writer import write_ct, write_subject
@@ -23,7 +24,6 @@ from multipass.prepare import prepare_patient
 from multipass.segmentation import read_reference
 from multipass.series import find
 from multipass.structures import PELVIS
-from multipass.volume import Grid, Volume, resample_oblique, upright
 
 ZOO = Path(__file__).resolve().parents[2] / "shared" / "dicom_zoo"
 zoo = pytest.mark.skipif(not ZOO.exists(), reason="the DICOM collection is not beside the clone")

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from multipass.labelmaps import boxes_of, tidied, with_own_sides, without_specks
+from multipass.geometry.labelmaps import boxes_of, tidied, with_own_sides, without_specks
+from multipass.geometry.volume import Grid
 from multipass.structures import PELVIS
-from multipass.volume import Grid
 
 GRID = Grid((30, 30, 30), (1.0, 1.0, 2.0), (0.0, 0.0, 0.0))
 

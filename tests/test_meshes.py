@@ -7,8 +7,8 @@ import struct
 import numpy as np
 import pytest
 
-from multipass.meshes import mesh_of, write_mesh
-from multipass.volume import Grid
+from multipass.geometry.meshes import mesh_of, write_mesh
+from multipass.geometry.volume import Grid
 
 FLIPPED = (0.0, -1.0, 0.0, 1.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 GRIDS = [

@@ -12,6 +12,8 @@ from balls import BODY, patient, view
 from scipy import ndimage
 
 from multipass.checkpoint import Model
+from multipass.geometry.volume import Grid, Volume, floats3
+from multipass.geometry.windows import scan_windows, window_over
 from multipass.maps import (
     ClassMaps,
     PassResult,
@@ -26,8 +28,6 @@ from multipass.network import MultiPassUNet, Network
 from multipass.passes import NOT_FOUND, View, closer, run, segment
 from multipass.patients import window_of
 from multipass.structures import PELVIS
-from multipass.volume import Grid, Volume, floats3
-from multipass.windows import scan_windows, window_over
 
 SMALL = np.array([[-100.0, -80.0, -90.0], [110.0, 90.0, 70.0]])
 

@@ -9,6 +9,7 @@ import subprocess
 import numpy as np
 import pytest
 
+from multipass.geometry.windows import GRID_SIZE
 from multipass.patients import (
     read_dataset,
     read_patient,
@@ -18,7 +19,6 @@ from multipass.patients import (
     write_patient,
 )
 from multipass.structures import PELVIS, Structure
-from multipass.windows import GRID_SIZE
 
 
 def view(generator, count: int) -> dict:

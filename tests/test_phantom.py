@@ -13,6 +13,7 @@ import pydicom
 import pytest
 from pydicom.uid import CTImageStorage
 
+from multipass.geometry.volume import Volume, upright
 from multipass.phantom import Subject, draw_recipe, make_subject, write_subject
 from multipass.phantom.canvas import Canvas
 from multipass.phantom.cohort import Options, write_cohort
@@ -24,7 +25,6 @@ from multipass.phantom.scanner import outside_circle
 from multipass.phantom.shapes import FAR_MM
 from multipass.phantom.writer import flipped
 from multipass.structures import PELVIS
-from multipass.volume import Volume, upright
 
 QUICK = {"matrix": 64, "size": "small"}
 WRITTEN = {"HFS": (1, 0, 0, 0, 1, 0), "HFP": (-1, 0, 0, 0, -1, 0), "FFS": (-1, 0, 0, 0, 1, 0)}

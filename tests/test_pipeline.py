@@ -13,10 +13,10 @@ import torch
 
 from multipass.choice import choose
 from multipass.ct import read_ct
+from multipass.geometry.volume import from_sitk, upright
 from multipass.metrics import METRICS
 from multipass.patients import read_dataset
 from multipass.series import find
-from multipass.volume import from_sitk, upright
 
 ROOT = Path(__file__).resolve().parent.parent
 SCORES = ("value", "outcome", *METRICS, "volume_ml", "reference_ml")

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from matplotlib.image import imread
 
+from multipass.geometry.volume import Grid, Volume
 from multipass.planes import planes_through
 from multipass.report import SheetEntry, cohort_sheet, overlay, sheet_entry
 from multipass.structures import PELVIS
-from multipass.volume import Grid, Volume
 
 SPACING_MM = (1.0, 1.5, 4.0)
 

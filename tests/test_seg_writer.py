@@ -14,12 +14,12 @@ from orientation import ORDERS, oriented
 
 from multipass.choice import choose
 from multipass.ct import read_ct
+from multipass.geometry.volume import from_upright, upright_grid
 from multipass.phantom import make_subject
 from multipass.phantom.writer import write_ct
 from multipass.seg_writer import check_seg, write_seg
 from multipass.series import find
 from multipass.structures import PELVIS
-from multipass.volume import from_upright, upright_grid
 
 # Identity, sagittal from the left, coronal, head first and flipped.
 SOME_ORDERS = [ORDERS[0], ORDERS[11], ORDERS[26], ORDERS[45]]

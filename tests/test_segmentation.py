@@ -13,11 +13,11 @@ import pytest
 from pydicom.data import get_testdata_file
 from pydicom.pixels import pack_bits
 
+from multipass.geometry.volume import Grid
 from multipass.phantom import make_subject, write_subject
 from multipass.segmentation import Reference, Segment, _share_overlaps, marked_cut, read_reference
 from multipass.series import SegHeader, find
 from multipass.structures import PELVIS, read_rules
-from multipass.volume import Grid
 
 ZOO = Path(__file__).resolve().parents[2] / "shared" / "dicom_zoo" / "seg"
 zoo = pytest.mark.skipif(not ZOO.exists(), reason="the DICOM collection is not beside the clone")

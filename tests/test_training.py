@@ -24,12 +24,12 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from multipass import checkpoint
 from multipass.cohort import Cohort
+from multipass.geometry.windows import COARSE_GRID_SIZE, GRID_SIZE
 from multipass.loss import hard_dice, soft_loss, with_background
 from multipass.network import MultiPassUNet
 from multipass.passes import computed_in
 from multipass.patients import read_patient, write_patient
 from multipass.structures import PELVIS
-from multipass.windows import COARSE_GRID_SIZE, GRID_SIZE
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["--filters", "4", "4", "8", "8", "--folds", "3", "--steps-per-epoch", "1", "--lr", "0.01"]

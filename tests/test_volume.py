@@ -8,7 +8,7 @@ import SimpleITK as sitk
 from orientation import ORDERS, oriented
 from scipy.ndimage import map_coordinates
 
-from multipass.volume import (
+from multipass.geometry.volume import (
     Grid,
     Volume,
     axis_order,

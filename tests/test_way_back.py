@@ -16,13 +16,13 @@ from orientation import ORDERS, oriented
 from multipass import passes
 from multipass.choice import choose
 from multipass.ct import read_ct
+from multipass.geometry.volume import Grid, Volume, resample, resample_oblique, upright
+from multipass.geometry.windows import window_over
 from multipass.maps import ClassMaps, PassResult, native_labels
 from multipass.phantom import make_subject
 from multipass.phantom.writer import ACQUIRED, flipped, write_ct
 from multipass.series import find
 from multipass.structures import PELVIS
-from multipass.volume import Grid, Volume, resample, resample_oblique, upright
-from multipass.windows import window_over
 
 PIPELINE = Path(__file__).resolve().parent.parent / "inference_pipeline" / "processing.py"
 # Stated for this product: what an oblique or tilted scan may lose against an upright one.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from multipass.volume import Grid, Volume
-from multipass.windows import (
+from multipass.geometry.volume import Grid, Volume
+from multipass.geometry.windows import (
     CLOSE_WINDOW_OVERLAP_MM,
     GRID_SIZE,
     MAX_CLOSE_WINDOW_MM,

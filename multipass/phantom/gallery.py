@@ -19,11 +19,11 @@ from matplotlib.axes import Axes
 from multipass.choice import choose
 from multipass.ct import read_ct
 from multipass.files import replacing
+from multipass.geometry.volume import upright
 from multipass.planes import unit_rgb
 from multipass.segmentation import read_reference
 from multipass.series import find
 from multipass.structures import PELVIS
-from multipass.volume import upright
 
 matplotlib.use("Agg")
 

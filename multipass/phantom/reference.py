@@ -13,9 +13,9 @@ from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
 from multipass.dcmqi import complaint, number_places, run_dcmqi
+from multipass.geometry.volume import Grid, Volume, floats3, to_sitk
 from multipass.phantom.recipe import Recipe
 from multipass.structures import PELVIS, Structure, to_attributes
-from multipass.volume import Grid, Volume, floats3, to_sitk
 
 DATE, TIME = "20200101", "120000"
 

@@ -17,10 +17,10 @@ import numpy as np
 import SimpleITK as sitk
 import tyro
 
+from multipass.geometry.volume import Volume, to_sitk
 from multipass.phantom.atlas import load_atlas
 from multipass.phantom.subject import Subject, make_subject
 from multipass.phantom.writer import write_subject
-from multipass.volume import Volume, to_sitk
 
 ROOT = Path(__file__).resolve().parents[2]
 # Coarse enough for a few megabytes, and like what a ward's archive keeps.

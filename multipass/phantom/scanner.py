@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
+from multipass.geometry.volume import Grid
 from multipass.phantom.lattice import Block
 from multipass.phantom.recipe import Recipe
 from multipass.phantom.scene import Bone
 from multipass.phantom.streaks import streaks
-from multipass.volume import Grid
 
 FINE_MM = 1.3  # thick slices are averaged over planes about this far apart
 HU_RANGE = (-1024, 3071)

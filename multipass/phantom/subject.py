@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from multipass.geometry.volume import Volume, floats3
 from multipass.phantom.atlas import Atlas
 from multipass.phantom.individual import PARAMETRIC, draw_individual
 from multipass.phantom.pose import Pose
@@ -13,7 +14,6 @@ from multipass.phantom.recipe import Recipe, draw_recipe
 from multipass.phantom.scanner import outside_circle, render, scan_grid
 from multipass.phantom.scene import Skeleton
 from multipass.phantom.tissue import paint_body
-from multipass.volume import Volume, floats3
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ import numpy as np
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
+from multipass.geometry.volume import Grid, Volume, floats3
 from multipass.phantom.recipe import Recipe
 from multipass.phantom.reference import write_segmentation
 from multipass.phantom.scanner import outside_circle
 from multipass.phantom.subject import Subject
-from multipass.volume import Grid, Volume, floats3
 
 DATE, TIME = "20200101", "120000"
 # Signs of the rows', columns' and slices' axes along x, y, z as scanners write them.

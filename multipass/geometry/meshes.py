@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from scipy import ndimage
 
-from multipass.labelmaps import box_of
-from multipass.volume import Grid, ints3
+from multipass.geometry.labelmaps import box_of
+from multipass.geometry.volume import Grid, ints3
 
 # A blur of about one voxel takes the voxels' steps off and moves a smooth surface by far less.
 BLUR_VOXELS = 0.8

@@ -11,7 +11,7 @@ import math
 import numpy as np
 from scipy import ndimage
 
-from multipass.volume import AIR_HU, Grid, Volume, floats3, resample
+from multipass.geometry.volume import AIR_HU, Grid, Volume, floats3, resample
 
 GRID_SIZE = (128, 128, 72)
 # Half as fine, for the first part of a training; the network halves z three times, hence 40.

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
+from multipass.geometry.volume import Grid
 from multipass.structures import FEMUR, Structure, mirror_partners
-from multipass.volume import Grid
 
 # What TotalSegmentator's --remove_small_blobs takes away: 0.2 mL.
 LEAST_PART_MM3 = 200.0

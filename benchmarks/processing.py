@@ -25,7 +25,7 @@ import tyro
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from multipass.dcmqi import run_dcmqi  # noqa: E402
+from multipass.dicom.dcmqi import run_dcmqi  # noqa: E402
 from multipass.geometry.windows import GRID_SIZE  # noqa: E402
 from multipass.phantom import make_subject, write_subject  # noqa: E402
 from multipass.prepare import prepare_patient  # noqa: E402

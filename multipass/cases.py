@@ -17,8 +17,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from multipass import series as dicom
-from multipass.choice import choose, unfit
+from multipass.dicom import series as dicom
+from multipass.dicom.choice import choose, unfit
 from multipass.patients import DATASET_NAME
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")

@@ -16,9 +16,11 @@ from tqdm import tqdm
 
 from multipass.cases import Case
 from multipass.checkpoint import Model
-from multipass.choice import choose
 from multipass.cohort import Cohort
-from multipass.ct import read_ct
+from multipass.dicom.choice import choose
+from multipass.dicom.ct import read_ct
+from multipass.dicom.segmentation import Identify
+from multipass.dicom.series import short
 from multipass.files import replacing
 from multipass.geometry.volume import upright
 from multipass.maps import bone_labels
@@ -26,8 +28,6 @@ from multipass.metrics import METRICS
 from multipass.passes import precision, segment
 from multipass.prepare import find_images
 from multipass.scoring import score
-from multipass.segmentation import Identify
-from multipass.series import short
 from multipass.structures import by_codes
 from multipass.tables import score_lines, write_summary
 from multipass.trainer import patient_dice

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from multipass.choice import choose
-from multipass.ct import CT, read_ct
+from multipass.dicom.choice import choose
+from multipass.dicom.ct import CT, read_ct
+from multipass.dicom.segmentation import Reference, marked_cut, read_reference
+from multipass.dicom.series import Found, SegHeader, Series, find
 from multipass.geometry.volume import Grid, Volume, unseen_columns, upright
 from multipass.geometry.windows import (
     body_box,
@@ -22,8 +24,6 @@ from multipass.geometry.windows import (
     window_over,
 )
 from multipass.patients import FORMAT
-from multipass.segmentation import Reference, marked_cut, read_reference
-from multipass.series import Found, SegHeader, Series, find
 from multipass.structures import Structure, by_codes
 
 CT_FOLDER, SEG_FOLDER = "im_1", "im_3"

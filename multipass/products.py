@@ -13,6 +13,8 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
+from multipass.dicom.seg_writer import write_seg
+from multipass.dicom.series import Slice
 from multipass.geometry.meshes import mesh_of, write_mesh
 from multipass.geometry.volume import Grid, Volume, to_sitk
 from multipass.geometry.windows import grid_of
@@ -20,8 +22,6 @@ from multipass.maps import PassResult
 from multipass.output import write_mask
 from multipass.passes import context_of
 from multipass.report import overlay
-from multipass.seg_writer import write_seg
-from multipass.series import Slice
 from multipass.stages import Stages
 from multipass.structures import Structure
 from multipass.viewer import page_data

@@ -10,7 +10,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from multipass.cases import Case
-from multipass.ct import CT
+from multipass.dicom.ct import CT
+from multipass.dicom.segmentation import Identify
+from multipass.dicom.segmentation import read_reference as read_seg
 from multipass.geometry.labelmaps import LEAST_PART_MM3, boxes_of
 from multipass.geometry.volume import (
     Grid,
@@ -23,8 +25,6 @@ from multipass.geometry.volume import (
 )
 from multipass.maps import PassResult, bone_labels
 from multipass.metrics import compare
-from multipass.segmentation import Identify
-from multipass.segmentation import read_reference as read_seg
 from multipass.structures import Structure, by_codes
 
 # A reference beside an image file lies on its grid, as far as formats keep it.
@@ -60,7 +60,7 @@ def score(
         labels: of the last pass, on the upright grid.
         volumes_ml: of the structures in `labels`.
         tilted: the CT, where its gantry was tilted.
-        rules: of a SEG's segments, see `multipass.segmentation.read_reference`.
+        rules: of a SEG's segments, see `multipass.dicom.segmentation.read_reference`.
         every_pass: score the passes between the first and the last, too.
         least_part_mm3: what was removed from `labels`, and is from the other passes'.
     """

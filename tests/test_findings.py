@@ -6,6 +6,7 @@ import numpy as np
 import oracle
 import pytest
 
+from multipass.dicom.hounsfield import implausible
 from multipass.findings import (
     beyond_window,
     count_parts,
@@ -16,7 +17,6 @@ from multipass.findings import (
 )
 from multipass.geometry.volume import AIR_HU, Volume
 from multipass.geometry.windows import close_windows, window_over
-from multipass.hounsfield import implausible
 from multipass.maps import ClassMaps, PassResult, native_labels
 from multipass.passes import segment
 from multipass.structures import PELVIS

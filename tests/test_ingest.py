@@ -14,15 +14,15 @@ from orientation import ORDERS, oriented
 from pydicom.uid import MPEG2MPML, JPEGLSLossless, RLELossless
 from scipy.ndimage import map_coordinates
 
-from multipass.choice import choose
-from multipass.ct import read_ct
+from multipass.dicom.choice import choose
+from multipass.dicom.ct import read_ct
+from multipass.dicom.segmentation import read_reference
+from multipass.dicom.series import find
 from multipass.geometry.volume import Grid, Volume, resample_oblique, upright
 from multipass.phantom import make_subject
 from multipass.phantom.reference import write_segmentation
 from multipass.phantom.writer import write_ct, write_subject
 from multipass.prepare import prepare_patient
-from multipass.segmentation import read_reference
-from multipass.series import find
 from multipass.structures import PELVIS
 
 ZOO = Path(__file__).resolve().parents[2] / "shared" / "dicom_zoo"
@@ -447,7 +447,7 @@ def test_zoo_transfer_syntaxes_decode_alike(tmp_path):
 
 def find_one(tmp_path: Path, path: Path) -> np.ndarray:
     """HU of one file, read as the product reads slices."""
-    from multipass.hounsfield import hounsfield_frames
+    from multipass.dicom.hounsfield import hounsfield_frames
 
     folder = tmp_path / path.name
     folder.mkdir()

@@ -12,13 +12,13 @@ import pytest
 from enhanced import write_enhanced
 from orientation import ORDERS, oriented
 
-from multipass.choice import choose
-from multipass.ct import read_ct
+from multipass.dicom.choice import choose
+from multipass.dicom.ct import read_ct
+from multipass.dicom.seg_writer import check_seg, write_seg
+from multipass.dicom.series import find
 from multipass.geometry.volume import from_upright, upright_grid
 from multipass.phantom import make_subject
 from multipass.phantom.writer import write_ct
-from multipass.seg_writer import check_seg, write_seg
-from multipass.series import find
 from multipass.structures import PELVIS
 
 # Identity, sagittal from the left, coronal, head first and flipped.

@@ -13,10 +13,16 @@ import pytest
 from pydicom.data import get_testdata_file
 from pydicom.pixels import pack_bits
 
+from multipass.dicom.segmentation import (
+    Reference,
+    Segment,
+    _share_overlaps,
+    marked_cut,
+    read_reference,
+)
+from multipass.dicom.series import SegHeader, find
 from multipass.geometry.volume import Grid
 from multipass.phantom import make_subject, write_subject
-from multipass.segmentation import Reference, Segment, _share_overlaps, marked_cut, read_reference
-from multipass.series import SegHeader, find
 from multipass.structures import PELVIS, read_rules
 
 ZOO = Path(__file__).resolve().parents[2] / "shared" / "dicom_zoo" / "seg"

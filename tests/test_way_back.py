@@ -14,14 +14,14 @@ import pytest
 from orientation import ORDERS, oriented
 
 from multipass import passes
-from multipass.choice import choose
-from multipass.ct import read_ct
+from multipass.dicom.choice import choose
+from multipass.dicom.ct import read_ct
+from multipass.dicom.series import find
 from multipass.geometry.volume import Grid, Volume, resample, resample_oblique, upright
 from multipass.geometry.windows import window_over
 from multipass.maps import ClassMaps, PassResult, native_labels
 from multipass.phantom import make_subject
 from multipass.phantom.writer import ACQUIRED, flipped, write_ct
-from multipass.series import find
 from multipass.structures import PELVIS
 
 PIPELINE = Path(__file__).resolve().parent.parent / "inference_pipeline" / "processing.py"

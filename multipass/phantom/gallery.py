@@ -16,13 +16,13 @@ import numpy as np
 import tyro
 from matplotlib.axes import Axes
 
-from multipass.choice import choose
-from multipass.ct import read_ct
+from multipass.dicom.choice import choose
+from multipass.dicom.ct import read_ct
+from multipass.dicom.segmentation import read_reference
+from multipass.dicom.series import find
 from multipass.files import replacing
 from multipass.geometry.volume import upright
 from multipass.planes import unit_rgb
-from multipass.segmentation import read_reference
-from multipass.series import find
 from multipass.structures import PELVIS
 
 matplotlib.use("Agg")

@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from pydicom.dataset import Dataset
 from pydicom.uid import generate_uid
 
-from multipass.dcmqi import complaint, number_places, run_dcmqi
+from multipass.dicom.dcmqi import complaint, number_places, run_dcmqi
 from multipass.geometry.volume import Grid, Volume, floats3, to_sitk
 from multipass.phantom.recipe import Recipe
 from multipass.structures import PELVIS, Structure, to_attributes

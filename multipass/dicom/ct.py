@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import numpy as np
 import SimpleITK as sitk
 
+from multipass.dicom.hounsfield import hounsfield_frames, implausible, pixels
+from multipass.dicom.series import MIN_SLICES, Series, Slice
 from multipass.geometry.volume import AIR_HU, Grid, Volume, floats3, ints3
-from multipass.hounsfield import hounsfield_frames, implausible, pixels
-from multipass.series import MIN_SLICES, Series, Slice
 
 # A slice may lie this part of a spacing away from its uniform place: positions are often rounded.
 PLACE_TOLERANCE = 0.1

@@ -16,10 +16,10 @@ import SimpleITK as sitk
 from pydicom.dataset import Dataset
 from scipy import ndimage
 
-from multipass.ct import CT
+from multipass.dicom.ct import CT
+from multipass.dicom.series import read_dicom, short
 from multipass.geometry.volume import Grid, Volume, axis_order, from_sitk, ints3
 from multipass.geometry.volume import upright as to_upright
-from multipass.series import read_dicom, short
 
 # Reading a SEG of 844 frames takes about 10 s; beyond this dcmqi hangs.
 DCMQI_TIMEOUT_S = 600

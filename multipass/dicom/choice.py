@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from multipass.series import MIN_SLICES, Found, Series
+from multipass.dicom.series import MIN_SLICES, Found, Series
 
 
 def choose(

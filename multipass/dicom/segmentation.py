@@ -8,8 +8,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import ndimage
 
-from multipass.ct import CT, resample_lattice
-from multipass.dcmqi import read_segments
+from multipass.dicom.ct import CT, resample_lattice
+from multipass.dicom.dcmqi import read_segments
+from multipass.dicom.series import SegHeader
 from multipass.geometry.volume import (
     Grid,
     Volume,
@@ -20,7 +21,6 @@ from multipass.geometry.volume import (
     resample_oblique,
     touches_end,
 )
-from multipass.series import SegHeader
 from multipass.structures import PELVIS, Key, Structure, by_codes, ordered
 
 # Grids whose voxels drift apart by less than this over their whole size are the same grid.

@@ -15,8 +15,8 @@ import SimpleITK as sitk
 from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless
 
+from multipass.dicom.series import Slice
 from multipass.geometry.volume import AIR_HU
-from multipass.series import Slice
 
 # Padding is outside of what a scanner measures; a padding value above this is taken as data.
 PADDING_BELOW_HU = -900

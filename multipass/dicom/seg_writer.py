@@ -22,12 +22,12 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from multipass import __version__
-from multipass.dcmqi import number_places, run_dcmqi
+from multipass.dicom.dcmqi import number_places, run_dcmqi
+from multipass.dicom.frames import is_multiframe, refer_to_frames, write_stand_ins
+from multipass.dicom.series import Slice
 from multipass.files import replacing
-from multipass.frames import is_multiframe, refer_to_frames, write_stand_ins
 from multipass.geometry.labelmaps import box_of, voxel_counts
 from multipass.geometry.volume import Grid, Volume, ints3, to_sitk
-from multipass.series import Slice
 from multipass.structures import SIDES, Structure, to_attributes
 
 ALGORITHM = "3D MultiPass U-Net"

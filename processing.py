@@ -27,14 +27,14 @@ import SimpleITK as sitk
 import tyro
 from tqdm import tqdm
 
-from multipass.files import code_sha256, replacing
-from multipass.patients import (
+from multipass.data.patients import (
     DATASET_NAME,
     read_patient,
     write_complete_dataset,
     write_patient,
 )
-from multipass.prepare import prepare_patient
+from multipass.data.prepare import prepare_patient
+from multipass.files import code_sha256, replacing
 from multipass.report import SheetEntry, cohort_sheet, sheet_entry
 from multipass.structures import read_rules
 

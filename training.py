@@ -28,7 +28,7 @@ from tqdm import tqdm
 
 from multipass import checkpoint
 from multipass.batches import Batch, Batches, as_it_is
-from multipass.cohort import Cohort
+from multipass.data.cohort import Cohort
 from multipass.geometry.windows import COARSE_GRID_SIZE, GRID_SIZE, HU_RANGE
 from multipass.loss import hard_dice, soft_loss
 from multipass.native import final_scores

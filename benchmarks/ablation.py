@@ -55,7 +55,7 @@ from native_scores import (
 import training
 from multipass.batches import Batches
 from multipass.checkpoint import Model
-from multipass.cohort import Cohort
+from multipass.data.cohort import Cohort
 from multipass.files import replacing
 from multipass.geometry.volume import Volume
 from multipass.geometry.windows import HU_RANGE

@@ -43,7 +43,7 @@ from native_scores import (
 )
 
 from multipass import checkpoint, metrics
-from multipass.cases import Case, find_cases
+from multipass.data.cases import Case, find_cases
 from multipass.files import code_sha256, sha256_of
 from multipass.geometry.labelmaps import LEAST_PART_MM3
 from multipass.geometry.volume import Volume

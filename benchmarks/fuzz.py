@@ -34,13 +34,13 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from multipass.cases import Case  # noqa: E402
+from multipass.data.cases import Case  # noqa: E402
+from multipass.data.patients import read_patient, write_patient  # noqa: E402
+from multipass.data.prepare import prepare_patient  # noqa: E402
 from multipass.geometry.volume import Volume, to_sitk  # noqa: E402
-from multipass.patients import read_patient, write_patient  # noqa: E402
 from multipass.phantom import make_subject  # noqa: E402
 from multipass.phantom.reference import write_segmentation  # noqa: E402
 from multipass.phantom.writer import write_ct  # noqa: E402
-from multipass.prepare import prepare_patient  # noqa: E402
 
 # inference_pipeline/ is a folder of scripts, not a package.
 READ_SCAN = runpy.run_path(str(ROOT / "inference_pipeline" / "processing.py"))["read_scan"]

@@ -15,8 +15,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # before this folder, which has a training.py, too
 
-from multipass.cases import Case, find_cases  # noqa: E402
 from multipass.checkpoint import Model  # noqa: E402
+from multipass.data.cases import Case, find_cases  # noqa: E402
 from multipass.dicom.ct import read_ct  # noqa: E402
 from multipass.files import claimed_otherwise, replacing, sha256_of  # noqa: E402
 from multipass.geometry.labelmaps import LEAST_PART_MM3  # noqa: E402

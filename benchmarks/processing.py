@@ -25,10 +25,10 @@ import tyro
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from multipass.data.prepare import prepare_patient  # noqa: E402
 from multipass.dicom.dcmqi import run_dcmqi  # noqa: E402
 from multipass.geometry.windows import GRID_SIZE  # noqa: E402
 from multipass.phantom import make_subject, write_subject  # noqa: E402
-from multipass.prepare import prepare_patient  # noqa: E402
 
 ONE_THREAD = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
 ONE_THREAD["ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS"] = "1"

@@ -50,7 +50,7 @@ from torch.nn import Parameter
 import training
 from multipass.batches import Batch, Batches
 from multipass.checkpoint import Model
-from multipass.cohort import Cohort
+from multipass.data.cohort import Cohort
 from multipass.files import replacing
 from multipass.geometry.windows import HU_RANGE
 from multipass.intensity import ContextOdds

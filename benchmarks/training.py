@@ -45,7 +45,7 @@ sys.path.insert(0, str(ROOT))  # before this folder: `training` is the script in
 
 import training  # noqa: E402
 from multipass.batches import Batch, Batches, as_it_is, random_state  # noqa: E402
-from multipass.cohort import Cohort  # noqa: E402
+from multipass.data.cohort import Cohort  # noqa: E402
 from multipass.geometry.windows import COARSE_GRID_SIZE, GRID_SIZE  # noqa: E402
 from multipass.loss import hard_dice  # noqa: E402
 from multipass.network import MultiPassUNet  # noqa: E402

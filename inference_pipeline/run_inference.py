@@ -32,7 +32,7 @@ import tyro  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from multipass import checkpoint, findings, output, passes  # noqa: E402
-from multipass.cases import Case, find_cases  # noqa: E402
+from multipass.data.cases import Case, find_cases  # noqa: E402
 from multipass.files import code_sha256, sha256_of  # noqa: E402
 from multipass.geometry.labelmaps import LEAST_PART_MM3  # noqa: E402
 from multipass.maps import bone_labels  # noqa: E402

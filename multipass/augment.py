@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from monai.transforms import Randomizable
 
-from multipass.cohort import Sample
+from multipass.data.cohort import Sample
 from multipass.geometry.windows import GRID_SIZE, close_windows
 
 CONTROL = 9  # control points an axis: 60 mm apart over a body 360 mm wide

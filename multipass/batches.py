@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from multipass.augment import RandPlacement, Space, look, undeformed
-from multipass.cohort import Cohort
+from multipass.data.cohort import Cohort
 from multipass.geometry.windows import GRID_SIZE
 from multipass.intensity import ContextOdds, RandContext, RandIntensity
 from multipass.loss import with_background

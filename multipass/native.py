@@ -14,9 +14,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from multipass.cases import Case
 from multipass.checkpoint import Model
-from multipass.cohort import Cohort
+from multipass.data.cases import Case
+from multipass.data.cohort import Cohort
+from multipass.data.prepare import find_images
 from multipass.dicom.choice import choose
 from multipass.dicom.ct import read_ct
 from multipass.dicom.segmentation import Identify
@@ -26,7 +27,6 @@ from multipass.geometry.volume import upright
 from multipass.maps import bone_labels
 from multipass.metrics import METRICS
 from multipass.passes import precision, segment
-from multipass.prepare import find_images
 from multipass.scoring import score
 from multipass.structures import by_codes
 from multipass.tables import score_lines, write_summary

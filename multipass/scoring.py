@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from multipass.cases import Case
+from multipass.data.cases import Case
 from multipass.dicom.ct import CT
 from multipass.dicom.segmentation import Identify
 from multipass.dicom.segmentation import read_reference as read_seg

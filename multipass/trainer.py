@@ -14,7 +14,7 @@ import torch
 
 from multipass import checkpoint
 from multipass.batches import as_it_is
-from multipass.cohort import Cohort
+from multipass.data.cohort import Cohort
 from multipass.loss import hard_dice
 from multipass.network import MultiPassUNet, transfer
 from multipass.optimizer import Muon

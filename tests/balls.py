@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
+from multipass.data.patients import write_complete_dataset, write_patient
 from multipass.geometry.volume import Grid, Volume
 from multipass.geometry.windows import guarded, pelvis_box, window_over
-from multipass.patients import write_complete_dataset, write_patient
 from multipass.structures import PELVIS
 
 BODY = np.array([[-180.0, -120.0, -170.0], [180.0, 120.0, 170.0]])

@@ -12,7 +12,8 @@ from monai.transforms import RandSimulateLowResolution
 
 from multipass.augment import Placement, RandPlacement, Space, look, undeformed
 from multipass.batches import Batches, ahead, random_state
-from multipass.cohort import Cohort, Sample
+from multipass.data.cohort import Cohort, Sample
+from multipass.data.patients import window_of, write_patient
 from multipass.geometry.windows import (
     COARSE_GRID_SIZE,
     GRID_SIZE,
@@ -28,7 +29,6 @@ from multipass.intensity import (
     RandIntensity,
     RandMetal,
 )
-from multipass.patients import window_of, write_patient
 from multipass.structures import PELVIS
 
 CPU = torch.device("cpu")

@@ -22,14 +22,14 @@ import torch
 from orientation import ORDERS, oriented
 
 from multipass import passes
+from multipass.data.patients import write_patient
+from multipass.data.prepare import prepare_patient
 from multipass.geometry.volume import Grid, Volume, from_sitk, to_sitk, upright
 from multipass.maps import native_labels
 from multipass.mirrored import Mirrored, with_mirroring
 from multipass.network import Network
-from multipass.patients import write_patient
 from multipass.phantom import make_subject
 from multipass.phantom.writer import write_ct, write_subject
-from multipass.prepare import prepare_patient
 from multipass.structures import PELVIS
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -14,6 +14,7 @@ from orientation import ORDERS, oriented
 from pydicom.uid import MPEG2MPML, JPEGLSLossless, RLELossless
 from scipy.ndimage import map_coordinates
 
+from multipass.data.prepare import prepare_patient
 from multipass.dicom.choice import choose
 from multipass.dicom.ct import read_ct
 from multipass.dicom.segmentation import read_reference
@@ -22,7 +23,6 @@ from multipass.geometry.volume import Grid, Volume, resample_oblique, upright
 from multipass.phantom import make_subject
 from multipass.phantom.reference import write_segmentation
 from multipass.phantom.writer import write_ct, write_subject
-from multipass.prepare import prepare_patient
 from multipass.structures import PELVIS
 
 ZOO = Path(__file__).resolve().parents[2] / "shared" / "dicom_zoo"

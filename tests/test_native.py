@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from multipass import checkpoint
-from multipass.cohort import Cohort
+from multipass.data.cohort import Cohort
+from multipass.data.patients import read_patient, write_patient
+from multipass.data.prepare import prepare_patient
 from multipass.native import final_scores, find_case
 from multipass.network import MultiPassUNet
-from multipass.patients import read_patient, write_patient
-from multipass.prepare import prepare_patient
 from multipass.structures import PELVIS, Structure, by_codes
 
 

@@ -12,6 +12,7 @@ from balls import BODY, patient, view
 from scipy import ndimage
 
 from multipass.checkpoint import Model
+from multipass.data.patients import window_of
 from multipass.geometry.volume import Grid, Volume, floats3
 from multipass.geometry.windows import scan_windows, window_over
 from multipass.maps import (
@@ -26,7 +27,6 @@ from multipass.maps import (
 )
 from multipass.network import MultiPassUNet, Network
 from multipass.passes import NOT_FOUND, View, closer, run, segment
-from multipass.patients import window_of
 from multipass.structures import PELVIS
 
 SMALL = np.array([[-100.0, -80.0, -90.0], [110.0, 90.0, 70.0]])

@@ -9,8 +9,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from multipass.geometry.windows import GRID_SIZE
-from multipass.patients import (
+from multipass.data.patients import (
     read_dataset,
     read_patient,
     read_pickle,
@@ -18,6 +17,7 @@ from multipass.patients import (
     write_complete_dataset,
     write_patient,
 )
+from multipass.geometry.windows import GRID_SIZE
 from multipass.structures import PELVIS, Structure
 
 

@@ -11,12 +11,12 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
+from multipass.data.patients import read_dataset
 from multipass.dicom.choice import choose
 from multipass.dicom.ct import read_ct
 from multipass.dicom.series import find
 from multipass.geometry.volume import from_sitk, upright
 from multipass.metrics import METRICS
-from multipass.patients import read_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 SCORES = ("value", "outcome", *METRICS, "volume_ml", "reference_ml")

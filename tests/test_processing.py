@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from multipass.patients import check_patient, read_dataset, read_patient, window_of
+from multipass.data.patients import check_patient, read_dataset, read_patient, window_of
+from multipass.data.prepare import prepare_patient
 from multipass.phantom import make_subject, write_subject
-from multipass.prepare import prepare_patient
 
 ROOT = Path(__file__).resolve().parent.parent
 SECONDS_COLUMN = "seconds"

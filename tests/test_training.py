@@ -23,12 +23,12 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from multipass import checkpoint
-from multipass.cohort import Cohort
+from multipass.data.cohort import Cohort
+from multipass.data.patients import read_patient, write_patient
 from multipass.geometry.windows import COARSE_GRID_SIZE, GRID_SIZE
 from multipass.loss import hard_dice, soft_loss, with_background
 from multipass.network import MultiPassUNet
 from multipass.passes import computed_in
-from multipass.patients import read_patient, write_patient
 from multipass.structures import PELVIS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -402,8 +402,8 @@ def test_a_further_patient_leaves_the_folds_nearly_as_they_are(data):
 def test_patient_files_that_a_dataset_was_not_joined_from_are_left_alone(tmp_path, monkeypatch):
     data = write_cohort(tmp_path, 3)
     write_patient(tmp_path / "Patient_09.pkl", {**patient(9), "patient_id": "Patient_09"})
-    monkeypatch.setattr("multipass.cohort.MAX_IN_MEMORY_BYTES", 0)
-    monkeypatch.setattr("multipass.cohort.read_dataset", None)
+    monkeypatch.setattr("multipass.data.cohort.MAX_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("multipass.data.cohort.read_dataset", None)
     assert Cohort(data).ids == ["Patient_01", "Patient_02", "Patient_03"]
 
 
@@ -438,7 +438,7 @@ def test_a_folder_is_read_one_patient_at_a_time(data, monkeypatch):
         alive.append(weakref.ref(patient["fractions"]))
         return patient
 
-    monkeypatch.setattr("multipass.cohort.read_patient", watched)
+    monkeypatch.setattr("multipass.data.cohort.read_patient", watched)
     opened = Cohort(data.parent)
     for patient_id in 2 * opened.ids:
         opened.sample(patient_id, torch.device("cpu"))
@@ -447,11 +447,11 @@ def test_a_folder_is_read_one_patient_at_a_time(data, monkeypatch):
 
 
 def test_a_dataset_too_large_to_hold_is_read_from_the_files_beside_it(data, tmp_path, monkeypatch):
-    monkeypatch.setattr("multipass.cohort.MAX_IN_MEMORY_BYTES", 0)
-    monkeypatch.setattr("multipass.cohort.read_dataset", None)
+    monkeypatch.setattr("multipass.data.cohort.MAX_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("multipass.data.cohort.read_dataset", None)
     assert Cohort(data).ids == Cohort(data.parent).ids
     monkeypatch.undo()
-    monkeypatch.setattr("multipass.cohort.MAX_IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("multipass.data.cohort.MAX_IN_MEMORY_BYTES", 0)
     alone = tmp_path / "complete_dataset.pkl"
     alone.hardlink_to(data)
     assert Cohort(alone).ids == Cohort(data).ids

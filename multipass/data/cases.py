@@ -17,9 +17,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from multipass.data.patients import DATASET_NAME
 from multipass.dicom import series as dicom
 from multipass.dicom.choice import choose, unfit
-from multipass.patients import DATASET_NAME
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 KNOWN_SUFFIXES = (*IMAGE_SUFFIXES, ".pkl", ".zip")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from multipass.data.patients import FORMAT
 from multipass.dicom.choice import choose
 from multipass.dicom.ct import CT, read_ct
 from multipass.dicom.segmentation import Reference, marked_cut, read_reference
@@ -23,7 +24,6 @@ from multipass.geometry.windows import (
     window_image,
     window_over,
 )
-from multipass.patients import FORMAT
 from multipass.structures import Structure, by_codes
 
 CT_FOLDER, SEG_FOLDER = "im_1", "im_3"

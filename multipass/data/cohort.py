@@ -15,9 +15,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from multipass.data.patients import (
+    DATASET_NAME,
+    joined_files,
+    read_dataset,
+    read_patient,
+    window_of,
+)
 from multipass.files import sha256_of
 from multipass.geometry.windows import unguarded
-from multipass.patients import DATASET_NAME, joined_files, read_dataset, read_patient, window_of
 from multipass.structures import Structure, has_both_sides, ordered
 
 # A larger complete_dataset.pkl is left alone and the patient files beside it are streamed.

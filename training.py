@@ -26,15 +26,15 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from multipass import checkpoint
 from multipass.batches import Batch, Batches, as_it_is
 from multipass.data.cohort import Cohort
 from multipass.geometry.windows import COARSE_GRID_SIZE, GRID_SIZE, HU_RANGE
 from multipass.loss import hard_dice, soft_loss
+from multipass.model import checkpoint
+from multipass.model.network import FILTERS, MultiPassUNet
+from multipass.model.passes import precision, run
 from multipass.native import final_scores
-from multipass.network import FILTERS, MultiPassUNet
 from multipass.optimizer import Muon
-from multipass.passes import precision, run
 from multipass.processes import (
     average_gradients,
     rank,

@@ -54,14 +54,14 @@ from native_scores import (
 
 import training
 from multipass.batches import Batches
-from multipass.checkpoint import Model
 from multipass.data.cohort import Cohort
 from multipass.files import replacing
 from multipass.geometry.volume import Volume
 from multipass.geometry.windows import HU_RANGE
-from multipass.maps import PassResult
-from multipass.network import MultiPassUNet
-from multipass.passes import closer, look_through, precision, segment
+from multipass.model.checkpoint import Model
+from multipass.model.maps import PassResult
+from multipass.model.network import MultiPassUNet
+from multipass.model.passes import closer, look_through, precision, segment
 from multipass.trainer import State
 
 CPU = torch.device("cpu")

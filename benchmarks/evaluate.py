@@ -42,12 +42,13 @@ from native_scores import (
     write_rows,
 )
 
-from multipass import checkpoint, metrics
+from multipass import metrics
 from multipass.data.cases import Case, find_cases
 from multipass.files import code_sha256, sha256_of
 from multipass.geometry.labelmaps import LEAST_PART_MM3
 from multipass.geometry.volume import Volume
-from multipass.mirrored import with_mirroring
+from multipass.model import checkpoint
+from multipass.model.mirrored import with_mirroring
 
 NAME, OTHER = "multi-pass", "other results"
 DIFFERENCES = [((NAME, "pass 2"), (NAME, other)) for other in ("pass 1", "blank context")] + [

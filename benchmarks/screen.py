@@ -49,16 +49,16 @@ from torch.nn import Parameter
 
 import training
 from multipass.batches import Batch, Batches
-from multipass.checkpoint import Model
 from multipass.data.cohort import Cohort
 from multipass.files import replacing
 from multipass.geometry.windows import HU_RANGE
 from multipass.intensity import ContextOdds
 from multipass.loss import EMPTY_PART, soft_loss
-from multipass.maps import between
-from multipass.network import MultiPassUNet, Network
+from multipass.model.checkpoint import Model
+from multipass.model.maps import between
+from multipass.model.network import MultiPassUNet, Network
+from multipass.model.passes import blank, precision
 from multipass.optimizer import Muon
-from multipass.passes import blank, precision
 from multipass.trainer import State, cosine
 
 LEAST_PROBABILITY = 1e-4

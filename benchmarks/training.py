@@ -48,8 +48,8 @@ from multipass.batches import Batch, Batches, as_it_is, random_state  # noqa: E4
 from multipass.data.cohort import Cohort  # noqa: E402
 from multipass.geometry.windows import COARSE_GRID_SIZE, GRID_SIZE  # noqa: E402
 from multipass.loss import hard_dice  # noqa: E402
-from multipass.network import MultiPassUNet  # noqa: E402
-from multipass.passes import precision, run  # noqa: E402
+from multipass.model.network import MultiPassUNet  # noqa: E402
+from multipass.model.passes import precision, run  # noqa: E402
 from multipass.trainer import State, cosine  # noqa: E402
 
 WINDOWS = ("scan", "pelvis")

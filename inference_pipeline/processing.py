@@ -36,7 +36,7 @@ from multipass.geometry.volume import (
     upright,
     upright_grid,
 )
-from multipass.maps import ClassMaps, PassResult, least
+from multipass.model.maps import ClassMaps, PassResult, least
 from multipass.structures import Structure
 
 SLAB = 16

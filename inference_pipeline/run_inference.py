@@ -31,12 +31,16 @@ import torch  # noqa: E402
 import tyro  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from multipass import checkpoint, findings, output, passes  # noqa: E402
+from multipass import findings, output  # noqa: E402
 from multipass.data.cases import Case, find_cases  # noqa: E402
 from multipass.files import code_sha256, sha256_of  # noqa: E402
 from multipass.geometry.labelmaps import LEAST_PART_MM3  # noqa: E402
-from multipass.maps import bone_labels  # noqa: E402
-from multipass.mirrored import with_mirroring  # noqa: E402
+from multipass.model import (
+    checkpoint,  # noqa: E402
+    passes,  # noqa: E402
+)
+from multipass.model.maps import bone_labels  # noqa: E402
+from multipass.model.mirrored import with_mirroring  # noqa: E402
 from multipass.outcome import Outcome  # noqa: E402
 from multipass.page import write_case_page, write_viewer  # noqa: E402
 from multipass.products import Segmented, Wanted, write_products  # noqa: E402

@@ -15,7 +15,7 @@ from multipass.data.cohort import Cohort
 from multipass.geometry.windows import GRID_SIZE
 from multipass.intensity import ContextOdds, RandContext, RandIntensity
 from multipass.loss import with_background
-from multipass.passes import View
+from multipass.model.passes import View
 from multipass.processes import rank, world_size
 from multipass.structures import mirror_partners
 

@@ -14,7 +14,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from multipass.checkpoint import Model
 from multipass.data.cases import Case
 from multipass.data.cohort import Cohort
 from multipass.data.prepare import find_images
@@ -24,9 +23,10 @@ from multipass.dicom.segmentation import Identify
 from multipass.dicom.series import short
 from multipass.files import replacing
 from multipass.geometry.volume import upright
-from multipass.maps import bone_labels
 from multipass.metrics import METRICS
-from multipass.passes import precision, segment
+from multipass.model.checkpoint import Model
+from multipass.model.maps import bone_labels
+from multipass.model.passes import precision, segment
 from multipass.scoring import score
 from multipass.structures import by_codes
 from multipass.tables import score_lines, write_summary

@@ -18,9 +18,9 @@ from multipass.dicom.series import Slice
 from multipass.geometry.meshes import mesh_of, write_mesh
 from multipass.geometry.volume import Grid, Volume, to_sitk
 from multipass.geometry.windows import grid_of
-from multipass.maps import PassResult
+from multipass.model.maps import PassResult
+from multipass.model.passes import context_of
 from multipass.output import write_mask
-from multipass.passes import context_of
 from multipass.report import overlay
 from multipass.stages import Stages
 from multipass.structures import Structure

@@ -18,8 +18,8 @@ from torch.utils.tensorboard import SummaryWriter
 from multipass.batches import Batch, Batches
 from multipass.files import replacing
 from multipass.geometry.windows import window_over
-from multipass.network import MultiPassUNet
-from multipass.passes import run
+from multipass.model.network import MultiPassUNet
+from multipass.model.passes import run
 from multipass.report import cohort_sheet, sheet_entry
 from multipass.structures import Structure
 

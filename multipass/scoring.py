@@ -23,8 +23,8 @@ from multipass.geometry.volume import (
     upright,
     upright_grid,
 )
-from multipass.maps import PassResult, bone_labels
 from multipass.metrics import compare
+from multipass.model.maps import PassResult, bone_labels
 from multipass.structures import Structure, by_codes
 
 # A reference beside an image file lies on its grid, as far as formats keep it.

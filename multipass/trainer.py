@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from multipass import checkpoint
 from multipass.batches import as_it_is
 from multipass.data.cohort import Cohort
 from multipass.loss import hard_dice
-from multipass.network import MultiPassUNet, transfer
+from multipass.model import checkpoint
+from multipass.model.network import MultiPassUNet, transfer
+from multipass.model.passes import run
 from multipass.optimizer import Muon
-from multipass.passes import run
 from multipass.processes import from_first, gathered, mean_over_processes, rank, world_size
 from multipass.structures import Structure
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from multipass.checkpoint import Model
 from multipass.geometry.volume import Grid, Volume
-from multipass.network import Network
+from multipass.model.checkpoint import Model
+from multipass.model.network import Network
 from multipass.structures import PELVIS
 
 HU_RANGE = (-200.0, 1000.0)

@@ -7,10 +7,10 @@ import pickle
 import pytest
 import torch
 
-from multipass import checkpoint
 from multipass.files import sha256_of
-from multipass.network import MultiPassUNet
-from multipass.publish import publish
+from multipass.model import checkpoint
+from multipass.model.network import MultiPassUNet
+from multipass.model.publish import publish
 from multipass.structures import PELVIS
 
 

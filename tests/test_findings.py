@@ -17,8 +17,8 @@ from multipass.findings import (
 )
 from multipass.geometry.volume import AIR_HU, Volume
 from multipass.geometry.windows import close_windows, window_over
-from multipass.maps import ClassMaps, PassResult, native_labels
-from multipass.passes import segment
+from multipass.model.maps import ClassMaps, PassResult, native_labels
+from multipass.model.passes import segment
 from multipass.structures import PELVIS
 
 

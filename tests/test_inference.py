@@ -21,13 +21,13 @@ import SimpleITK as sitk
 import torch
 from orientation import ORDERS, oriented
 
-from multipass import passes
 from multipass.data.patients import write_patient
 from multipass.data.prepare import prepare_patient
 from multipass.geometry.volume import Grid, Volume, from_sitk, to_sitk, upright
-from multipass.maps import native_labels
-from multipass.mirrored import Mirrored, with_mirroring
-from multipass.network import Network
+from multipass.model import passes
+from multipass.model.maps import native_labels
+from multipass.model.mirrored import Mirrored, with_mirroring
+from multipass.model.network import Network
 from multipass.phantom import make_subject
 from multipass.phantom.writer import write_ct, write_subject
 from multipass.structures import PELVIS

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from multipass import checkpoint
 from multipass.data.cohort import Cohort
 from multipass.data.patients import read_patient, write_patient
 from multipass.data.prepare import prepare_patient
+from multipass.model import checkpoint
+from multipass.model.network import MultiPassUNet
 from multipass.native import final_scores, find_case
-from multipass.network import MultiPassUNet
 from multipass.structures import PELVIS, Structure, by_codes
 
 

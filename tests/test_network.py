@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from multipass.network import MultiPassUNet, transfer
+from multipass.model.network import MultiPassUNet, transfer
 
 FILTERS = (8, 8, 16, 16)
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import Parameter
 
-from multipass.network import MultiPassUNet
+from multipass.model.network import MultiPassUNet
 from multipass.optimizer import MOMENTUM, UPDATE_RMS, Muon, orthogonal
 
 LR, DECAY = 0.01, 0.1

@@ -11,11 +11,11 @@ import torch
 from balls import BODY, patient, view
 from scipy import ndimage
 
-from multipass.checkpoint import Model
 from multipass.data.patients import window_of
 from multipass.geometry.volume import Grid, Volume, floats3
 from multipass.geometry.windows import scan_windows, window_over
-from multipass.maps import (
+from multipass.model.checkpoint import Model
+from multipass.model.maps import (
     ClassMaps,
     PassResult,
     apply_rows,
@@ -25,8 +25,8 @@ from multipass.maps import (
     native_labels,
     shared_rows,
 )
-from multipass.network import MultiPassUNet, Network
-from multipass.passes import NOT_FOUND, View, closer, run, segment
+from multipass.model.network import MultiPassUNet, Network
+from multipass.model.passes import NOT_FOUND, View, closer, run, segment
 from multipass.structures import PELVIS
 
 SMALL = np.array([[-100.0, -80.0, -90.0], [110.0, 90.0, 70.0]])

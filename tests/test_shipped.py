@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from multipass import checkpoint
+from multipass.model import checkpoint
 from multipass.structures import PELVIS
 
 ROOT = Path(__file__).resolve().parents[1]

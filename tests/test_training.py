@@ -22,13 +22,13 @@ from balls import patient, write_cohort
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
-from multipass import checkpoint
 from multipass.data.cohort import Cohort
 from multipass.data.patients import read_patient, write_patient
 from multipass.geometry.windows import COARSE_GRID_SIZE, GRID_SIZE
 from multipass.loss import hard_dice, soft_loss, with_background
-from multipass.network import MultiPassUNet
-from multipass.passes import computed_in
+from multipass.model import checkpoint
+from multipass.model.network import MultiPassUNet
+from multipass.model.passes import computed_in
 from multipass.structures import PELVIS
 
 ROOT = Path(__file__).resolve().parents[1]

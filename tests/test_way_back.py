@@ -13,13 +13,13 @@ import pydicom
 import pytest
 from orientation import ORDERS, oriented
 
-from multipass import passes
 from multipass.dicom.choice import choose
 from multipass.dicom.ct import read_ct
 from multipass.dicom.series import find
 from multipass.geometry.volume import Grid, Volume, resample, resample_oblique, upright
 from multipass.geometry.windows import window_over
-from multipass.maps import ClassMaps, PassResult, native_labels
+from multipass.model import passes
+from multipass.model.maps import ClassMaps, PassResult, native_labels
 from multipass.phantom import make_subject
 from multipass.phantom.writer import ACQUIRED, flipped, write_ct
 from multipass.structures import PELVIS

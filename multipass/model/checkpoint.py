@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from multipass.files import replacing, sha256_of
-from multipass.network import MultiPassUNet
+from multipass.model.network import MultiPassUNet
 from multipass.structures import Structure
 
 FORMAT = "multipass-checkpoint-1"

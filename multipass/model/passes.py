@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from multipass.checkpoint import Model
 from multipass.geometry.volume import Grid, Volume
 from multipass.geometry.windows import (
     body_box,
@@ -22,8 +21,9 @@ from multipass.geometry.windows import (
     scan_windows,
     window_image,
 )
-from multipass.maps import ClassMaps, PassResult, apply_rows, between, shared_rows
-from multipass.network import Maps, MultiPassUNet
+from multipass.model.checkpoint import Model
+from multipass.model.maps import ClassMaps, PassResult, apply_rows, between, shared_rows
+from multipass.model.network import Maps, MultiPassUNet
 
 NOT_FOUND = "no pelvis found: the closer look took the whole scan"
 # Specks that a first pass sees elsewhere in a body are smaller than a bone's part that is missed.

@@ -1,6 +1,6 @@
 r"""Makes of a trained network the file that ships, and the checksum beside it.
 
-    python -m multipass.publish best_model.pth inference_pipeline/best_model.pth \
+    python -m multipass.model.publish best_model.pth inference_pipeline/best_model.pth \
         --description "synthetic scans"
 
 Weights are rounded to float16, which halves the file; convolutions round more than that anyway. Of
@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 import tyro
 
-from multipass import checkpoint
 from multipass.files import sha256_of
+from multipass.model import checkpoint
 
 NAMES = ("training", "validation")  # in 'trained_on', lists of patients' ids
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from multipass.checkpoint import Model
-from multipass.network import Maps, Network
+from multipass.model.checkpoint import Model
+from multipass.model.network import Maps, Network
 from multipass.structures import Structure, has_both_sides, mirror_partners
 
 

@@ -17,16 +17,16 @@ sys.path.insert(0, str(ROOT))  # before this folder, which has a training.py, to
 
 from multipass.data.cases import Case, find_cases  # noqa: E402
 from multipass.dicom.ct import read_ct  # noqa: E402
+from multipass.evaluation.metrics import bootstrap_interval, compare  # noqa: E402
+from multipass.evaluation.scoring import read_reference  # noqa: E402
+from multipass.evaluation.tables import with_interval  # noqa: E402
 from multipass.files import claimed_otherwise, replacing, sha256_of  # noqa: E402
 from multipass.geometry.labelmaps import LEAST_PART_MM3  # noqa: E402
 from multipass.geometry.volume import Volume, upright  # noqa: E402
-from multipass.metrics import bootstrap_interval, compare  # noqa: E402
 from multipass.model.checkpoint import Model  # noqa: E402
 from multipass.model.maps import PassResult, bone_labels  # noqa: E402
 from multipass.model.passes import look_through, segment  # noqa: E402
-from multipass.scoring import read_reference  # noqa: E402
 from multipass.structures import Structure  # noqa: E402
-from multipass.tables import with_interval  # noqa: E402
 
 KEY = ("arm", "seed", "patient", "output")
 

@@ -33,6 +33,7 @@ from tqdm import tqdm  # noqa: E402
 
 from multipass import findings, output  # noqa: E402
 from multipass.data.cases import Case, find_cases  # noqa: E402
+from multipass.evaluation.scoring import Scored, score  # noqa: E402
 from multipass.files import code_sha256, sha256_of  # noqa: E402
 from multipass.geometry.labelmaps import LEAST_PART_MM3  # noqa: E402
 from multipass.model import (
@@ -44,7 +45,6 @@ from multipass.model.mirrored import with_mirroring  # noqa: E402
 from multipass.outcome import Outcome  # noqa: E402
 from multipass.page import write_case_page, write_viewer  # noqa: E402
 from multipass.products import Segmented, Wanted, write_products  # noqa: E402
-from multipass.scoring import Scored, score  # noqa: E402
 from multipass.stages import Stages  # noqa: E402
 from multipass.structures import read_rules  # noqa: E402
 from multipass.viewer import VIEWER_NAME  # noqa: E402

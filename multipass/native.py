@@ -21,15 +21,15 @@ from multipass.dicom.choice import choose
 from multipass.dicom.ct import read_ct
 from multipass.dicom.segmentation import Identify
 from multipass.dicom.series import short
+from multipass.evaluation.metrics import METRICS
+from multipass.evaluation.scoring import score
+from multipass.evaluation.tables import score_lines, write_summary
 from multipass.files import replacing
 from multipass.geometry.volume import upright
-from multipass.metrics import METRICS
 from multipass.model.checkpoint import Model
 from multipass.model.maps import bone_labels
 from multipass.model.passes import precision, segment
-from multipass.scoring import score
 from multipass.structures import by_codes
-from multipass.tables import score_lines, write_summary
 from multipass.trainer import patient_dice
 
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from multipass.evaluation.tables import score_lines, with_nan, write_summary
 from multipass.page import write_index
-from multipass.tables import score_lines, with_nan, write_summary
 
 
 @dataclass

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from multipass.metrics import bootstrap_interval
+from multipass.evaluation.metrics import bootstrap_interval
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -11,7 +11,7 @@ import torch
 from monai.metrics import compute_surface_dice
 from scipy.ndimage import gaussian_filter
 
-from multipass import metrics, surfaces
+from multipass.evaluation import metrics, surfaces
 
 SPACING_MM = (0.8, 1.3, 3.0)
 

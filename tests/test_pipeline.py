@@ -15,8 +15,8 @@ from multipass.data.patients import read_dataset
 from multipass.dicom.choice import choose
 from multipass.dicom.ct import read_ct
 from multipass.dicom.series import find
+from multipass.evaluation.metrics import METRICS
 from multipass.geometry.volume import from_sitk, upright
-from multipass.metrics import METRICS
 
 ROOT = Path(__file__).resolve().parent.parent
 SCORES = ("value", "outcome", *METRICS, "volume_ml", "reference_ml")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import math
 
-from multipass.tables import aligned, score_lines, with_interval, with_nan, write_summary
+from multipass.evaluation.tables import aligned, score_lines, with_interval, with_nan, write_summary
 
 NAN = float("nan")
 

@@ -13,6 +13,7 @@ from multipass.data.cases import Case
 from multipass.dicom.ct import CT
 from multipass.dicom.segmentation import Identify
 from multipass.dicom.segmentation import read_reference as read_seg
+from multipass.evaluation.metrics import compare
 from multipass.geometry.labelmaps import LEAST_PART_MM3, boxes_of
 from multipass.geometry.volume import (
     Grid,
@@ -23,7 +24,6 @@ from multipass.geometry.volume import (
     upright,
     upright_grid,
 )
-from multipass.metrics import compare
 from multipass.model.maps import PassResult, bone_labels
 from multipass.structures import Structure, by_codes
 

@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 
+from multipass.evaluation.surfaces import surface, surface_distances
 from multipass.geometry.labelmaps import boxes_of
-from multipass.surfaces import surface, surface_distances
 
 METRICS = ("dice", "hd95_mm", "assd_mm", "nsd_2mm")
 HIGHER_IS_BETTER = {"dice": True, "hd95_mm": False, "assd_mm": False, "nsd_2mm": True}

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
-from multipass import metrics
+from multipass.evaluation import metrics
 from multipass.files import replacing
 
 COLUMNS = (

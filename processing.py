@@ -35,7 +35,7 @@ from multipass.data.patients import (
 )
 from multipass.data.prepare import prepare_patient
 from multipass.files import code_sha256, replacing
-from multipass.report import SheetEntry, cohort_sheet, sheet_entry
+from multipass.results.report import SheetEntry, cohort_sheet, sheet_entry
 from multipass.structures import read_rules
 
 ROOT = Path(__file__).resolve().parent

@@ -49,7 +49,7 @@ from multipass.model.checkpoint import Model, load  # noqa: E402
 from multipass.model.maps import ClassMaps, PassResult  # noqa: E402
 from multipass.model.network import BLOCK, MultiPassUNet, transfer  # noqa: E402
 from multipass.phantom import Subject, make_subject, write_subject  # noqa: E402
-from multipass.stages import peak_mb  # noqa: E402
+from multipass.results.stages import peak_mb  # noqa: E402
 from multipass.structures import PELVIS, Structure  # noqa: E402
 
 

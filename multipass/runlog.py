@@ -20,7 +20,7 @@ from multipass.files import replacing
 from multipass.geometry.windows import window_over
 from multipass.model.network import MultiPassUNet
 from multipass.model.passes import run
-from multipass.report import cohort_sheet, sheet_entry
+from multipass.results.report import cohort_sheet, sheet_entry
 from multipass.structures import Structure
 
 PREVIEWED = 8  # samples

@@ -7,7 +7,11 @@ import oracle
 import pytest
 
 from multipass.dicom.hounsfield import implausible
-from multipass.findings import (
+from multipass.geometry.volume import AIR_HU, Volume
+from multipass.geometry.windows import close_windows, window_over
+from multipass.model.maps import ClassMaps, PassResult, native_labels
+from multipass.model.passes import segment
+from multipass.results.findings import (
     beyond_window,
     count_parts,
     describe,
@@ -15,10 +19,6 @@ from multipass.findings import (
     flags_of,
     on_windows,
 )
-from multipass.geometry.volume import AIR_HU, Volume
-from multipass.geometry.windows import close_windows, window_over
-from multipass.model.maps import ClassMaps, PassResult, native_labels
-from multipass.model.passes import segment
 from multipass.structures import PELVIS
 
 

@@ -403,7 +403,7 @@ def test_what_is_missing_of_a_result_is_made_again(script, tmp_path, monkeypatch
         raise ValueError("dcmqi was not found")
 
     with monkeypatch.context() as broken:
-        broken.setattr("multipass.products.write_seg", refused)
+        broken.setattr("multipass.results.products.write_seg", refused)
         assert run(script, tmp_path) == 1
     assert "no seg.dcm: dcmqi was not found" in capsys.readouterr().err
     assert run(script, tmp_path) == 0

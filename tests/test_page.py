@@ -15,9 +15,9 @@ import oracle
 import pytest
 
 from multipass.geometry.volume import Grid, Volume
-from multipass.page import write_case_page, write_index, write_viewer
+from multipass.results.page import write_case_page, write_index, write_viewer
+from multipass.results.viewer import page_data, viewer_script
 from multipass.structures import PELVIS
-from multipass.viewer import page_data, viewer_script
 
 HAS_VIEWER = importlib.util.find_spec("ipyniivue") is not None
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)

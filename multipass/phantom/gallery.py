@@ -22,7 +22,7 @@ from multipass.dicom.segmentation import read_reference
 from multipass.dicom.series import find
 from multipass.files import replacing
 from multipass.geometry.volume import upright
-from multipass.planes import unit_rgb
+from multipass.results.planes import unit_rgb
 from multipass.structures import PELVIS
 
 matplotlib.use("Agg")

@@ -20,11 +20,11 @@ from multipass.geometry.volume import Grid, Volume, to_sitk
 from multipass.geometry.windows import grid_of
 from multipass.model.maps import PassResult
 from multipass.model.passes import context_of
-from multipass.output import write_mask
-from multipass.report import overlay
-from multipass.stages import Stages
+from multipass.results.output import write_mask
+from multipass.results.report import overlay
+from multipass.results.stages import Stages
+from multipass.results.viewer import page_data
 from multipass.structures import Structure
-from multipass.viewer import page_data
 
 FORMATS = ("nifti", "seg")
 

@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 
 from multipass.geometry.labelmaps import voxel_counts
 from multipass.geometry.volume import Volume
-from multipass.planes import INK, Plane, Rgb, draw, planes_through, unit_rgb
+from multipass.results.planes import INK, Plane, Rgb, draw, planes_through, unit_rgb
 from multipass.structures import Structure
 
 BONE_WINDOW_HU = (-250.0, 1000.0)

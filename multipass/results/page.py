@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from multipass.files import replacing
-from multipass.viewer import VIEWER_NAME, viewer_script
+from multipass.results.viewer import VIEWER_NAME, viewer_script
 
 CASE_PAGE = "view.html"
 INDEX = "index.html"

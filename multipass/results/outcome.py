@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from multipass.evaluation.tables import score_lines, with_nan, write_summary
-from multipass.page import write_index
+from multipass.results.page import write_index
 
 
 @dataclass

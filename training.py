@@ -26,25 +26,25 @@ import torch
 import tyro
 from tqdm import tqdm
 
-from multipass.batches import Batch, Batches, as_it_is
 from multipass.data.cohort import Cohort
 from multipass.geometry.windows import COARSE_GRID_SIZE, GRID_SIZE, HU_RANGE
-from multipass.loss import hard_dice, soft_loss
 from multipass.model import checkpoint
 from multipass.model.network import FILTERS, MultiPassUNet
 from multipass.model.passes import precision, run
-from multipass.native import final_scores
-from multipass.optimizer import Muon
-from multipass.processes import (
+from multipass.structures import read_rules
+from multipass.training.batches import Batch, Batches, as_it_is
+from multipass.training.loss import hard_dice, soft_loss
+from multipass.training.native import final_scores
+from multipass.training.optimizer import Muon
+from multipass.training.processes import (
     average_gradients,
     rank,
     start_processes,
     stop_processes,
     world_size,
 )
-from multipass.runlog import RunLog, preview
-from multipass.structures import read_rules
-from multipass.trainer import State, cosine, resume, start_from, validate
+from multipass.training.runlog import RunLog, preview
+from multipass.training.trainer import State, cosine, resume, start_from, validate
 
 ROOT = Path(__file__).resolve().parent
 MAX_GRADIENT_NORM = 1.0

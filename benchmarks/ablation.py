@@ -53,7 +53,6 @@ from native_scores import (
 )
 
 import training
-from multipass.batches import Batches
 from multipass.data.cohort import Cohort
 from multipass.files import replacing
 from multipass.geometry.volume import Volume
@@ -62,7 +61,8 @@ from multipass.model.checkpoint import Model
 from multipass.model.maps import PassResult
 from multipass.model.network import MultiPassUNet
 from multipass.model.passes import closer, look_through, precision, segment
-from multipass.trainer import State
+from multipass.training.batches import Batches
+from multipass.training.trainer import State
 
 CPU = torch.device("cpu")
 EPOCHS = 8  # of equal length; a run can go on after each

@@ -48,18 +48,18 @@ from native_scores import (
 from torch.nn import Parameter
 
 import training
-from multipass.batches import Batch, Batches
 from multipass.data.cohort import Cohort
 from multipass.files import replacing
 from multipass.geometry.windows import HU_RANGE
-from multipass.intensity import ContextOdds
-from multipass.loss import EMPTY_PART, soft_loss
 from multipass.model.checkpoint import Model
 from multipass.model.maps import between
 from multipass.model.network import MultiPassUNet, Network
 from multipass.model.passes import blank, precision
-from multipass.optimizer import Muon
-from multipass.trainer import State, cosine
+from multipass.training.batches import Batch, Batches
+from multipass.training.intensity import ContextOdds
+from multipass.training.loss import EMPTY_PART, soft_loss
+from multipass.training.optimizer import Muon
+from multipass.training.trainer import State, cosine
 
 LEAST_PROBABILITY = 1e-4
 _dice_loss = DiceLoss(include_background=False, soft_label=True, reduction="none")

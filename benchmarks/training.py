@@ -44,13 +44,13 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # before this folder: `training` is the script in the root
 
 import training  # noqa: E402
-from multipass.batches import Batch, Batches, as_it_is, random_state  # noqa: E402
 from multipass.data.cohort import Cohort  # noqa: E402
 from multipass.geometry.windows import COARSE_GRID_SIZE, GRID_SIZE  # noqa: E402
-from multipass.loss import hard_dice  # noqa: E402
 from multipass.model.network import MultiPassUNet  # noqa: E402
 from multipass.model.passes import precision, run  # noqa: E402
-from multipass.trainer import State, cosine  # noqa: E402
+from multipass.training.batches import Batch, Batches, as_it_is, random_state  # noqa: E402
+from multipass.training.loss import hard_dice  # noqa: E402
+from multipass.training.trainer import State, cosine  # noqa: E402
 
 WINDOWS = ("scan", "pelvis")
 WEIGHT_DECAY, EMA = 1e-2, 0.999

@@ -10,8 +10,6 @@ import torch
 from balls import patient, view, write_cohort
 from monai.transforms import RandSimulateLowResolution
 
-from multipass.augment import Placement, RandPlacement, Space, look, undeformed
-from multipass.batches import Batches, ahead, random_state
 from multipass.data.cohort import Cohort, Sample
 from multipass.data.patients import window_of, write_patient
 from multipass.geometry.windows import (
@@ -22,14 +20,16 @@ from multipass.geometry.windows import (
     unguarded,
     window_over,
 )
-from multipass.intensity import (
+from multipass.structures import PELVIS
+from multipass.training.augment import Placement, RandPlacement, Space, look, undeformed
+from multipass.training.batches import Batches, ahead, random_state
+from multipass.training.intensity import (
     ContextOdds,
     RandContext,
     RandFieldOfView,
     RandIntensity,
     RandMetal,
 )
-from multipass.structures import PELVIS
 
 CPU = torch.device("cpu")
 STILL = Space(0, 0, 0, 0, 0, 0, 0, 0, 0, scan_scale=(1, 1), box_scale=(1, 1))

@@ -13,8 +13,8 @@ from multipass.data.patients import read_patient, write_patient
 from multipass.data.prepare import prepare_patient
 from multipass.model import checkpoint
 from multipass.model.network import MultiPassUNet
-from multipass.native import final_scores, find_case
 from multipass.structures import PELVIS, Structure, by_codes
+from multipass.training.native import final_scores, find_case
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import torch
 from torch.nn import Parameter
 
 from multipass.model.network import MultiPassUNet
-from multipass.optimizer import MOMENTUM, UPDATE_RMS, Muon, orthogonal
+from multipass.training.optimizer import MOMENTUM, UPDATE_RMS, Muon, orthogonal
 
 LR, DECAY = 0.01, 0.1
 BFLOAT16 = 0.03  # what 8 bits of mantissa leave of an update of about 1, after five rounds

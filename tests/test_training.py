@@ -25,11 +25,11 @@ from torch.optim.lr_scheduler import ReduceLROnPlateau
 from multipass.data.cohort import Cohort
 from multipass.data.patients import read_patient, write_patient
 from multipass.geometry.windows import COARSE_GRID_SIZE, GRID_SIZE
-from multipass.loss import hard_dice, soft_loss, with_background
 from multipass.model import checkpoint
 from multipass.model.network import MultiPassUNet
 from multipass.model.passes import computed_in
 from multipass.structures import PELVIS
+from multipass.training.loss import hard_dice, soft_loss, with_background
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = ["--filters", "4", "4", "8", "8", "--folds", "3", "--steps-per-epoch", "1", "--lr", "0.01"]
@@ -205,7 +205,7 @@ def test_gradients_are_averaged_over_processes(tmp_path):
     script.write_text(
         f"import sys; sys.path.insert(0, {str(ROOT)!r})\n"
         "import torch\n"
-        "from multipass.processes import *\n"
+        "from multipass.training.processes import *\n"
         "start_processes()\n"
         "layer = torch.nn.Linear(2, 1)\n"
         "for p in layer.parameters():\n"

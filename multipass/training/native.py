@@ -30,7 +30,7 @@ from multipass.model.checkpoint import Model
 from multipass.model.maps import bone_labels
 from multipass.model.passes import precision, segment
 from multipass.structures import by_codes
-from multipass.trainer import patient_dice
+from multipass.training.trainer import patient_dice
 
 
 @dataclass(frozen=True)

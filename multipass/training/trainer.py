@@ -12,15 +12,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from multipass.batches import as_it_is
 from multipass.data.cohort import Cohort
-from multipass.loss import hard_dice
 from multipass.model import checkpoint
 from multipass.model.network import MultiPassUNet, transfer
 from multipass.model.passes import run
-from multipass.optimizer import Muon
-from multipass.processes import from_first, gathered, mean_over_processes, rank, world_size
 from multipass.structures import Structure
+from multipass.training.batches import as_it_is
+from multipass.training.loss import hard_dice
+from multipass.training.optimizer import Muon
+from multipass.training.processes import from_first, gathered, mean_over_processes, rank, world_size
 
 WARM_UP = 0.05  # part of training in which the learning rate rises
 FINAL_LR = 0.01  # of the peak

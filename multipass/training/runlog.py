@@ -15,13 +15,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from torch.utils.tensorboard import SummaryWriter
 
-from multipass.batches import Batch, Batches
 from multipass.files import replacing
 from multipass.geometry.windows import window_over
 from multipass.model.network import MultiPassUNet
 from multipass.model.passes import run
 from multipass.results.report import cohort_sheet, sheet_entry
 from multipass.structures import Structure
+from multipass.training.batches import Batch, Batches
 
 PREVIEWED = 8  # samples
 TINT = 0.4  # of a structure's colour over the image

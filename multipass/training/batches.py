@@ -10,14 +10,14 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from multipass.augment import RandPlacement, Space, look, undeformed
 from multipass.data.cohort import Cohort
 from multipass.geometry.windows import GRID_SIZE
-from multipass.intensity import ContextOdds, RandContext, RandIntensity
-from multipass.loss import with_background
 from multipass.model.passes import View
-from multipass.processes import rank, world_size
 from multipass.structures import mirror_partners
+from multipass.training.augment import RandPlacement, Space, look, undeformed
+from multipass.training.intensity import ContextOdds, RandContext, RandIntensity
+from multipass.training.loss import with_background
+from multipass.training.processes import rank, world_size
 
 FEWEST_STEPS = 20  # an epoch of a small cohort, so that validation does not take most of the time
 Size = tuple[int, int, int]

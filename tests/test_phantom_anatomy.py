@@ -9,16 +9,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bone_surfaces import PELVES, write_folder
+from multipass.phantom.anatomy.anatomy.atlas import TEST_PELVES, load_atlas
+from multipass.phantom.anatomy.anatomy.femurs import TEST_FEMURS
+from multipass.phantom.anatomy.anatomy.implants import plates
+from multipass.phantom.anatomy.anatomy.individual import draw_individual
+from multipass.phantom.anatomy.anatomy.pose import Pose
+from multipass.phantom.anatomy.anatomy.surface import Surface
 from scipy.spatial import cKDTree
 
 from multipass.phantom import make_subject
-from multipass.phantom.atlas import TEST_PELVES, load_atlas
-from multipass.phantom.femurs import TEST_FEMURS
-from multipass.phantom.implants import plates
-from multipass.phantom.individual import draw_individual
-from multipass.phantom.pose import Pose
 from multipass.phantom.recipe import draw_recipe
-from multipass.phantom.surface import Surface
 
 ROOT = Path(__file__).parents[1]
 REAL = ROOT.parent / "shared" / "anatomy"

@@ -6,9 +6,9 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from multipass.geometry.volume import Grid
-from multipass.phantom.lattice import Block
+from multipass.phantom.anatomy.anatomy.lattice import Block
+from multipass.phantom.anatomy.anatomy.scene import Bone
 from multipass.phantom.recipe import Recipe
-from multipass.phantom.scene import Bone
 from multipass.phantom.streaks import streaks
 
 FINE_MM = 1.3  # thick slices are averaged over planes about this far apart

@@ -7,12 +7,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from multipass.geometry.volume import Volume, floats3
-from multipass.phantom.atlas import Atlas
-from multipass.phantom.individual import PARAMETRIC, draw_individual
-from multipass.phantom.pose import Pose
+from multipass.phantom.anatomy.anatomy.atlas import Atlas
+from multipass.phantom.anatomy.anatomy.individual import PARAMETRIC, draw_individual
+from multipass.phantom.anatomy.anatomy.pose import Pose
+from multipass.phantom.anatomy.anatomy.scene import Skeleton
 from multipass.phantom.recipe import Recipe, draw_recipe
 from multipass.phantom.scanner import outside_circle, render, scan_grid
-from multipass.phantom.scene import Skeleton
 from multipass.phantom.tissue import paint_body
 
 

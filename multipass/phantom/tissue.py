@@ -8,13 +8,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from multipass.phantom import limbs
-from multipass.phantom.anatomy import ARTERIES, BOWEL_BOX, MUSCLES, THIGH_MUSCLES, VEINS
+from multipass.phantom.anatomy.anatomy import (
+    ARTERIES,
+    BOWEL_BOX,
+    MUSCLES,
+    THIGH_MUSCLES,
+    VEINS,
+    limbs,
+)
+from multipass.phantom.anatomy.anatomy.lattice import Block
+from multipass.phantom.anatomy.anatomy.pose import Pose
+from multipass.phantom.anatomy.anatomy.scene import Bone
+from multipass.phantom.anatomy.anatomy.shapes import Cloud, ellipsoid, tube
 from multipass.phantom.canvas import Canvas
-from multipass.phantom.lattice import Block
-from multipass.phantom.pose import Pose
-from multipass.phantom.scene import Bone
-from multipass.phantom.shapes import Cloud, ellipsoid, tube
 from multipass.phantom.surroundings import paint_surroundings
 
 SKIN_MM = 2.0

@@ -10,10 +10,18 @@ from functools import cache, partial
 import numpy as np
 from scipy.spatial import cKDTree
 
-from multipass.phantom.bones import HIP_CENTRE, SOCKET_RADIUS
-from multipass.phantom.lattice import Shape
-from multipass.phantom.shapes import Cloud, ball, plane, sheet, smooth_max, smooth_min, tube
-from multipass.phantom.surface import Surface, vertex_normals
+from multipass.phantom.anatomy.anatomy.bones import HIP_CENTRE, SOCKET_RADIUS
+from multipass.phantom.anatomy.anatomy.lattice import Shape
+from multipass.phantom.anatomy.anatomy.shapes import (
+    Cloud,
+    ball,
+    plane,
+    sheet,
+    smooth_max,
+    smooth_min,
+    tube,
+)
+from multipass.phantom.anatomy.anatomy.surface import Surface, vertex_normals
 
 HOLE_MM = 10.0  # from one hole of a plate to the next
 METAL_HU = 9000.0  # far above what a scan stores; the writer's range cuts it

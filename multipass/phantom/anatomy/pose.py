@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from multipass.phantom.individual import PARAMETRIC, Individual
+from multipass.phantom.anatomy.anatomy.individual import PARAMETRIC, Individual
+from multipass.phantom.anatomy.anatomy.shapes import along
 from multipass.phantom.recipe import Recipe
-from multipass.phantom.shapes import along
 
 
 def _turned(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:

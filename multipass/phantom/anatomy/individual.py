@@ -7,16 +7,16 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from multipass.phantom import bones
-from multipass.phantom.atlas import Atlas
-from multipass.phantom.femurs import Femur
-from multipass.phantom.implants import Metal, plates
-from multipass.phantom.lattice import Shape
-from multipass.phantom.pathology import CUTS, fractured, with_osteophytes
+from multipass.phantom.anatomy.anatomy import bones
+from multipass.phantom.anatomy.anatomy.atlas import Atlas
+from multipass.phantom.anatomy.anatomy.femurs import Femur
+from multipass.phantom.anatomy.anatomy.implants import Metal, plates
+from multipass.phantom.anatomy.anatomy.lattice import Shape
+from multipass.phantom.anatomy.anatomy.pathology import CUTS, fractured, with_osteophytes
+from multipass.phantom.anatomy.anatomy.sacra import complete_sacrum
+from multipass.phantom.anatomy.anatomy.surface import Surface, fit_ball
+from multipass.phantom.anatomy.anatomy.variety import vary
 from multipass.phantom.recipe import Recipe
-from multipass.phantom.sacra import complete_sacrum
-from multipass.phantom.surface import Surface, fit_ball
-from multipass.phantom.variety import vary
 
 Box = tuple[Sequence[float], Sequence[float]]
 

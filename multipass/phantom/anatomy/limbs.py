@@ -11,8 +11,8 @@ from functools import cache, partial
 
 import numpy as np
 
-from multipass.phantom.lattice import Shape
-from multipass.phantom.shapes import (
+from multipass.phantom.anatomy.anatomy.lattice import Shape
+from multipass.phantom.anatomy.anatomy.shapes import (
     Cloud,
     along,
     ellipsoid,

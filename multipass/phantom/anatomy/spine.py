@@ -8,8 +8,15 @@ from functools import cache
 
 import numpy as np
 
-from multipass.phantom.lattice import Shape
-from multipass.phantom.shapes import Cloud, sheet, smooth_max, smooth_min, tube, union
+from multipass.phantom.anatomy.anatomy.lattice import Shape
+from multipass.phantom.anatomy.anatomy.shapes import (
+    Cloud,
+    sheet,
+    smooth_max,
+    smooth_min,
+    tube,
+    union,
+)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np
 
-from multipass.phantom.shapes import (
+from multipass.phantom.anatomy.anatomy.shapes import (
     Cloud,
     ball,
     ellipsoid,

@@ -19,10 +19,10 @@ from pydicom.uid import CTImageStorage
 
 from multipass.geometry.volume import Volume, upright
 from multipass.phantom import Subject, draw_recipe, make_subject, write_subject
-from multipass.phantom.canvas import Canvas
 from multipass.phantom.cohort import Options, write_cohort
 from multipass.phantom.recipe import patient_size
-from multipass.phantom.scanner import outside_circle
+from multipass.phantom.scanner.canvas import Canvas
+from multipass.phantom.scanner.scanner import outside_circle
 from multipass.phantom.writer import flipped
 from multipass.structures import PELVIS
 

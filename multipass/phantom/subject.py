@@ -12,8 +12,8 @@ from multipass.phantom.anatomy.anatomy.individual import PARAMETRIC, draw_indivi
 from multipass.phantom.anatomy.anatomy.pose import Pose
 from multipass.phantom.anatomy.anatomy.scene import Skeleton
 from multipass.phantom.recipe import Recipe, draw_recipe
-from multipass.phantom.scanner import outside_circle, render, scan_grid
-from multipass.phantom.tissue import paint_body
+from multipass.phantom.scanner.scanner import outside_circle, render, scan_grid
+from multipass.phantom.scanner.scanner.tissue import paint_body
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from multipass.phantom.anatomy.anatomy.shapes import ball, tube
-from multipass.phantom.canvas import Canvas
+from multipass.phantom.scanner.canvas import Canvas
 
 TABLE_HALF_MM = 205.0
 EDGE_MM = 6.0

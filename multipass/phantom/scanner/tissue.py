@@ -20,8 +20,8 @@ from multipass.phantom.anatomy.anatomy.lattice import Block
 from multipass.phantom.anatomy.anatomy.pose import Pose
 from multipass.phantom.anatomy.anatomy.scene import Bone
 from multipass.phantom.anatomy.anatomy.shapes import Cloud, ellipsoid, tube
-from multipass.phantom.canvas import Canvas
-from multipass.phantom.surroundings import paint_surroundings
+from multipass.phantom.scanner.canvas import Canvas
+from multipass.phantom.scanner.surroundings import paint_surroundings
 
 SKIN_MM = 2.0
 GAS_HU = -980.0

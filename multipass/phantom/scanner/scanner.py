@@ -9,7 +9,7 @@ from multipass.geometry.volume import Grid
 from multipass.phantom.anatomy.anatomy.lattice import Block
 from multipass.phantom.anatomy.anatomy.scene import Bone
 from multipass.phantom.recipe import Recipe
-from multipass.phantom.streaks import streaks
+from multipass.phantom.scanner.streaks import streaks
 
 FINE_MM = 1.3  # thick slices are averaged over planes about this far apart
 HU_RANGE = (-1024, 3071)

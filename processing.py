@@ -27,7 +27,7 @@ import SimpleITK as sitk
 import tyro
 from tqdm import tqdm
 
-from multipass.data.patients import (
+from multipass.data.patient_files import (
     DATASET_NAME,
     read_patient,
     write_complete_dataset,
@@ -35,7 +35,7 @@ from multipass.data.patients import (
 )
 from multipass.data.prepare import prepare_patient
 from multipass.files import code_sha256, replacing
-from multipass.results.report import SheetEntry, cohort_sheet, sheet_entry
+from multipass.results.pictures import SheetEntry, cohort_sheet, sheet_entry
 from multipass.structures import read_rules
 
 ROOT = Path(__file__).resolve().parent

@@ -33,8 +33,8 @@ from multipass.model.network import FILTERS, MultiPassUNet
 from multipass.model.passes import precision, run
 from multipass.structures import read_rules
 from multipass.training.batches import Batch, Batches, as_it_is
+from multipass.training.final_scores import final_scores
 from multipass.training.loss import hard_dice, soft_loss
-from multipass.training.native import final_scores
 from multipass.training.optimizer import Muon
 from multipass.training.processes import (
     average_gradients,

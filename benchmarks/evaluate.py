@@ -42,7 +42,7 @@ from native_scores import (
     write_rows,
 )
 
-from multipass.data.cases import Case, find_cases
+from multipass.data.scans import Case, find_cases
 from multipass.evaluation import metrics
 from multipass.files import code_sha256, sha256_of
 from multipass.geometry.labelmaps import LEAST_PART_MM3

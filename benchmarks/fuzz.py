@@ -34,9 +34,9 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from multipass.data.cases import Case  # noqa: E402
-from multipass.data.patients import read_patient, write_patient  # noqa: E402
+from multipass.data.patient_files import read_patient, write_patient  # noqa: E402
 from multipass.data.prepare import prepare_patient  # noqa: E402
+from multipass.data.scans import Case  # noqa: E402
 from multipass.geometry.volume import Volume, to_sitk  # noqa: E402
 from multipass.phantom import make_subject  # noqa: E402
 from multipass.phantom.reference import write_segmentation  # noqa: E402

@@ -41,7 +41,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch  # noqa: E402
 
-from multipass.dicom.segmentation import read_reference  # noqa: E402
+from multipass.dicom.seg_reader import read_reference  # noqa: E402
 from multipass.dicom.series import find  # noqa: E402
 from multipass.geometry.volume import Grid, Volume, ints3, resample  # noqa: E402
 from multipass.geometry.windows import HU_RANGE, close_windows, pelvis_box  # noqa: E402
@@ -49,7 +49,7 @@ from multipass.model.checkpoint import Model, load  # noqa: E402
 from multipass.model.maps import ClassMaps, PassResult  # noqa: E402
 from multipass.model.network import BLOCK, MultiPassUNet, transfer  # noqa: E402
 from multipass.phantom import Subject, make_subject, write_subject  # noqa: E402
-from multipass.results.stages import peak_mb  # noqa: E402
+from multipass.results.timing import peak_mb  # noqa: E402
 from multipass.structures import PELVIS, Structure  # noqa: E402
 
 

@@ -21,7 +21,7 @@ import tyro
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.append(str(ROOT))
 
-from multipass.data.patients import DATASET_NAME, read_patient, write_patient  # noqa: E402
+from multipass.data.patient_files import DATASET_NAME, read_patient, write_patient  # noqa: E402
 
 # ru_maxrss is in KiB on Linux and in bytes on macOS.
 RSS_UNIT = 1 if sys.platform == "darwin" else 1024

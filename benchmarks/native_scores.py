@@ -15,7 +15,7 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # before this folder, which has a training.py, too
 
-from multipass.data.cases import Case, find_cases  # noqa: E402
+from multipass.data.scans import Case, find_cases  # noqa: E402
 from multipass.dicom.ct import read_ct  # noqa: E402
 from multipass.evaluation.metrics import bootstrap_interval, compare  # noqa: E402
 from multipass.evaluation.scoring import read_reference  # noqa: E402

@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import SimpleITK as sitk
 
-from multipass.data import patients
-from multipass.data.cases import Case
+from multipass.data import patient_files as patients
+from multipass.data.scans import Case
 from multipass.dicom import ct, hounsfield, series
 from multipass.geometry import windows
 from multipass.geometry.labelmaps import LEAST_PART_MM3, tidied

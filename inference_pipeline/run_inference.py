@@ -31,7 +31,7 @@ import torch  # noqa: E402
 import tyro  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from multipass.data.cases import Case, find_cases  # noqa: E402
+from multipass.data.scans import Case, find_cases  # noqa: E402
 from multipass.evaluation.scoring import Scored, score  # noqa: E402
 from multipass.files import code_sha256, sha256_of  # noqa: E402
 from multipass.geometry.labelmaps import LEAST_PART_MM3  # noqa: E402
@@ -45,10 +45,10 @@ from multipass.results import (
     findings,  # noqa: E402
     output,  # noqa: E402
 )
-from multipass.results.outcome import Outcome  # noqa: E402
 from multipass.results.page import write_case_page, write_viewer  # noqa: E402
 from multipass.results.products import Segmented, Wanted, write_products  # noqa: E402
-from multipass.results.stages import Stages  # noqa: E402
+from multipass.results.summary import Outcome  # noqa: E402
+from multipass.results.timing import Stages  # noqa: E402
 from multipass.results.viewer import VIEWER_NAME  # noqa: E402
 from multipass.structures import read_rules  # noqa: E402
 from processing import Scan, own_grid_labels, read_scan  # noqa: E402

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from multipass.data.patients import write_complete_dataset, write_patient
+from multipass.data.patient_files import write_complete_dataset, write_patient
 from multipass.geometry.volume import Grid, Volume
 from multipass.geometry.windows import guarded, pelvis_box, window_over
 from multipass.structures import PELVIS

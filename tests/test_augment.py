@@ -11,7 +11,7 @@ from balls import patient, view, write_cohort
 from monai.transforms import RandSimulateLowResolution
 
 from multipass.data.cohort import Cohort, Sample
-from multipass.data.patients import window_of, write_patient
+from multipass.data.patient_files import window_of, write_patient
 from multipass.geometry.windows import (
     COARSE_GRID_SIZE,
     GRID_SIZE,

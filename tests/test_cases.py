@@ -12,7 +12,7 @@ import SimpleITK as sitk
 from enhanced import write_enhanced
 from pydicom.uid import generate_uid
 
-from multipass.data.cases import find_cases
+from multipass.data.scans import find_cases
 from multipass.phantom import make_subject
 from multipass.phantom.writer import write_subject
 

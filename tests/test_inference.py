@@ -21,7 +21,7 @@ import SimpleITK as sitk
 import torch
 from orientation import ORDERS, oriented
 
-from multipass.data.patients import write_patient
+from multipass.data.patient_files import write_patient
 from multipass.data.prepare import prepare_patient
 from multipass.geometry.volume import Grid, Volume, from_sitk, to_sitk, upright
 from multipass.model import passes

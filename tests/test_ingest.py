@@ -17,7 +17,7 @@ from scipy.ndimage import map_coordinates
 from multipass.data.prepare import prepare_patient
 from multipass.dicom.choice import choose
 from multipass.dicom.ct import read_ct
-from multipass.dicom.segmentation import read_reference
+from multipass.dicom.seg_reader import read_reference
 from multipass.dicom.series import find
 from multipass.geometry.volume import Grid, Volume, resample_oblique, upright
 from multipass.phantom import make_subject

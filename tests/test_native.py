@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from multipass.data.cohort import Cohort
-from multipass.data.patients import read_patient, write_patient
+from multipass.data.patient_files import read_patient, write_patient
 from multipass.data.prepare import prepare_patient
 from multipass.model import checkpoint
 from multipass.model.network import MultiPassUNet
 from multipass.structures import PELVIS, Structure, by_codes
-from multipass.training.native import final_scores, find_case
+from multipass.training.final_scores import final_scores, find_case
 
 
 @pytest.fixture(scope="module")

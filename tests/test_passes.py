@@ -11,7 +11,7 @@ import torch
 from balls import BODY, patient, view
 from scipy import ndimage
 
-from multipass.data.patients import window_of
+from multipass.data.patient_files import window_of
 from multipass.geometry.volume import Grid, Volume, floats3
 from multipass.geometry.windows import scan_windows, window_over
 from multipass.model.checkpoint import Model

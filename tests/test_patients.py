@@ -9,7 +9,7 @@ import subprocess
 import numpy as np
 import pytest
 
-from multipass.data.patients import (
+from multipass.data.patient_files import (
     read_dataset,
     read_patient,
     read_pickle,

@@ -11,10 +11,10 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
-from multipass.phantom.anatomy.anatomy.lattice import Block
-from multipass.phantom.anatomy.anatomy.pathology import add_lesions
-from multipass.phantom.anatomy.anatomy.pose import Pose
-from multipass.phantom.anatomy.anatomy.shapes import FAR_MM
+from multipass.phantom.anatomy.soft_tissue.lattice import Block
+from multipass.phantom.anatomy.soft_tissue.pathology import add_lesions
+from multipass.phantom.anatomy.soft_tissue.pose import Pose
+from multipass.phantom.anatomy.soft_tissue.shapes import FAR_MM
 from pydicom.uid import CTImageStorage
 
 from multipass.geometry.volume import Volume, upright

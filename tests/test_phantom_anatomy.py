@@ -9,12 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bone_surfaces import PELVES, write_folder
-from multipass.phantom.anatomy.anatomy.atlas import TEST_PELVES, load_atlas
-from multipass.phantom.anatomy.anatomy.femurs import TEST_FEMURS
-from multipass.phantom.anatomy.anatomy.implants import plates
-from multipass.phantom.anatomy.anatomy.individual import draw_individual
-from multipass.phantom.anatomy.anatomy.pose import Pose
-from multipass.phantom.anatomy.anatomy.surface import Surface
+from multipass.phantom.anatomy.soft_tissue.atlas import TEST_PELVES, load_atlas
+from multipass.phantom.anatomy.soft_tissue.femurs import TEST_FEMURS
+from multipass.phantom.anatomy.soft_tissue.implants import plates
+from multipass.phantom.anatomy.soft_tissue.individual import draw_individual
+from multipass.phantom.anatomy.soft_tissue.pose import Pose
+from multipass.phantom.anatomy.soft_tissue.surface import Surface
 from scipy.spatial import cKDTree
 
 from multipass.phantom import make_subject

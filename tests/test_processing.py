@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from multipass.data.patients import check_patient, read_dataset, read_patient, window_of
+from multipass.data.patient_files import check_patient, read_dataset, read_patient, window_of
 from multipass.data.prepare import prepare_patient
 from multipass.phantom import make_subject, write_subject
 

@@ -6,8 +6,8 @@ import numpy as np
 from matplotlib.image import imread
 
 from multipass.geometry.volume import Grid, Volume
+from multipass.results.pictures import SheetEntry, cohort_sheet, overlay, sheet_entry
 from multipass.results.planes import planes_through
-from multipass.results.report import SheetEntry, cohort_sheet, overlay, sheet_entry
 from multipass.structures import PELVIS
 
 SPACING_MM = (1.0, 1.5, 4.0)

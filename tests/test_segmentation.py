@@ -13,7 +13,7 @@ import pytest
 from pydicom.data import get_testdata_file
 from pydicom.pixels import pack_bits
 
-from multipass.dicom.segmentation import (
+from multipass.dicom.seg_reader import (
     Reference,
     Segment,
     _share_overlaps,

@@ -23,7 +23,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from torch.optim.lr_scheduler import ReduceLROnPlateau
 
 from multipass.data.cohort import Cohort
-from multipass.data.patients import read_patient, write_patient
+from multipass.data.patient_files import read_patient, write_patient
 from multipass.geometry.windows import COARSE_GRID_SIZE, GRID_SIZE
 from multipass.model import checkpoint
 from multipass.model.network import MultiPassUNet

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from multipass.data.patients import (
+from multipass.data.patient_files import (
     DATASET_NAME,
     joined_files,
     read_dataset,

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from multipass.data.patients import FORMAT
+from multipass.data.patient_files import FORMAT
 from multipass.dicom.choice import choose
 from multipass.dicom.ct import CT, read_ct
-from multipass.dicom.segmentation import Reference, marked_cut, read_reference
+from multipass.dicom.seg_reader import Reference, marked_cut, read_reference
 from multipass.dicom.series import Found, SegHeader, Series, find
 from multipass.geometry.volume import Grid, Volume, unseen_columns, upright
 from multipass.geometry.windows import (

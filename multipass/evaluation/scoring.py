@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from multipass.data.cases import Case
+from multipass.data.scans import Case
 from multipass.dicom.ct import CT
-from multipass.dicom.segmentation import Identify
-from multipass.dicom.segmentation import read_reference as read_seg
+from multipass.dicom.seg_reader import Identify
+from multipass.dicom.seg_reader import read_reference as read_seg
 from multipass.evaluation.metrics import compare
 from multipass.geometry.labelmaps import LEAST_PART_MM3, boxes_of
 from multipass.geometry.volume import (
@@ -60,7 +60,7 @@ def score(
         labels: of the last pass, on the upright grid.
         volumes_ml: of the structures in `labels`.
         tilted: the CT, where its gantry was tilted.
-        rules: of a SEG's segments, see `multipass.dicom.segmentation.read_reference`.
+        rules: of a SEG's segments, see `multipass.dicom.seg_reader.read_reference`.
         every_pass: score the passes between the first and the last, too.
         least_part_mm3: what was removed from `labels`, and is from the other passes'.
     """

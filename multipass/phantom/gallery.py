@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 
 from multipass.dicom.choice import choose
 from multipass.dicom.ct import read_ct
-from multipass.dicom.segmentation import read_reference
+from multipass.dicom.seg_reader import read_reference
 from multipass.dicom.series import find
 from multipass.files import replacing
 from multipass.geometry.volume import upright

@@ -20,9 +20,9 @@ from multipass.geometry.volume import Grid, Volume, to_sitk
 from multipass.geometry.windows import grid_of
 from multipass.model.maps import PassResult
 from multipass.model.passes import context_of
-from multipass.results.output import write_mask
-from multipass.results.report import overlay
-from multipass.results.stages import Stages
+from multipass.results.case_folder import write_mask
+from multipass.results.pictures import overlay
+from multipass.results.timing import Stages
 from multipass.results.viewer import page_data
 from multipass.structures import Structure
 

@@ -19,7 +19,7 @@ from multipass.files import replacing
 from multipass.geometry.windows import window_over
 from multipass.model.network import MultiPassUNet
 from multipass.model.passes import run
-from multipass.results.report import cohort_sheet, sheet_entry
+from multipass.results.pictures import cohort_sheet, sheet_entry
 from multipass.structures import Structure
 from multipass.training.batches import Batch, Batches
 

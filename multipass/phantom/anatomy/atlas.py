@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from multipass.phantom.anatomy.anatomy import spine
-from multipass.phantom.anatomy.anatomy.bones import HEAD_RADIUS, HIP_CENTRE
-from multipass.phantom.anatomy.anatomy.femurs import Femur, chosen, load_femurs
-from multipass.phantom.anatomy.anatomy.lattice import lattice_points
-from multipass.phantom.anatomy.anatomy.surface import (
+from multipass.phantom.anatomy.soft_tissue import spine
+from multipass.phantom.anatomy.soft_tissue.bones import HEAD_RADIUS, HIP_CENTRE
+from multipass.phantom.anatomy.soft_tissue.femurs import Femur, chosen, load_femurs
+from multipass.phantom.anatomy.soft_tissue.lattice import lattice_points
+from multipass.phantom.anatomy.soft_tissue.surface import (
     apply,
     fit,
     fit_ball,

@@ -8,18 +8,18 @@ from functools import partial
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from multipass.phantom.anatomy.anatomy import ARTERIES, limbs, spine
-from multipass.phantom.anatomy.anatomy.implants import (
+from multipass.phantom.anatomy.soft_tissue import ARTERIES, limbs, spine
+from multipass.phantom.anatomy.soft_tissue.implants import (
     METAL_HU,
     metal_parts,
     prosthetic_sides,
     without_head,
 )
-from multipass.phantom.anatomy.anatomy.individual import Box
-from multipass.phantom.anatomy.anatomy.lattice import Block, Shape, distances
-from multipass.phantom.anatomy.anatomy.pathology import add_lesions
-from multipass.phantom.anatomy.anatomy.pose import Pose
-from multipass.phantom.anatomy.anatomy.shapes import FAR_MM, Cloud
+from multipass.phantom.anatomy.soft_tissue.individual import Box
+from multipass.phantom.anatomy.soft_tissue.lattice import Block, Shape, distances
+from multipass.phantom.anatomy.soft_tissue.pathology import add_lesions
+from multipass.phantom.anatomy.soft_tissue.pose import Pose
+from multipass.phantom.anatomy.soft_tissue.shapes import FAR_MM, Cloud
 from multipass.structures import PELVIS
 
 MARGIN_MM = 8.0  # of lattice around a bone

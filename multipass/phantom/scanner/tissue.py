@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from multipass.phantom.anatomy.anatomy import (
+from multipass.phantom.anatomy.soft_tissue import (
     ARTERIES,
     BOWEL_BOX,
     MUSCLES,
@@ -16,10 +16,10 @@ from multipass.phantom.anatomy.anatomy import (
     VEINS,
     limbs,
 )
-from multipass.phantom.anatomy.anatomy.lattice import Block
-from multipass.phantom.anatomy.anatomy.pose import Pose
-from multipass.phantom.anatomy.anatomy.scene import Bone
-from multipass.phantom.anatomy.anatomy.shapes import Cloud, ellipsoid, tube
+from multipass.phantom.anatomy.soft_tissue.lattice import Block
+from multipass.phantom.anatomy.soft_tissue.pose import Pose
+from multipass.phantom.anatomy.soft_tissue.scene import Bone
+from multipass.phantom.anatomy.soft_tissue.shapes import Cloud, ellipsoid, tube
 from multipass.phantom.scanner.canvas import Canvas
 from multipass.phantom.scanner.surroundings import paint_surroundings
 

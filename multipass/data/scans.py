@@ -17,7 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from multipass.data.patients import DATASET_NAME
+from multipass.data.patient_files import DATASET_NAME
 from multipass.dicom import series as dicom
 from multipass.dicom.choice import choose, unfit
 

@@ -14,12 +14,12 @@ from typing import Any
 
 from tqdm import tqdm
 
-from multipass.data.cases import Case
 from multipass.data.cohort import Cohort
 from multipass.data.prepare import find_images
+from multipass.data.scans import Case
 from multipass.dicom.choice import choose
 from multipass.dicom.ct import read_ct
-from multipass.dicom.segmentation import Identify
+from multipass.dicom.seg_reader import Identify
 from multipass.dicom.series import short
 from multipass.evaluation.metrics import METRICS
 from multipass.evaluation.scoring import score

@@ -24,7 +24,7 @@ from multipass.phantom import make_subject
 from multipass.phantom.writer import ACQUIRED, flipped, write_ct
 from multipass.structures import PELVIS
 
-PIPELINE = Path(__file__).resolve().parent.parent / "inference_pipeline" / "processing.py"
+PIPELINE = Path(__file__).resolve().parents[2] / "inference_pipeline" / "processing.py"
 # Stated for this product: what an oblique or tilted scan may lose against an upright one.
 ALLOWED_LOSS = 0.01
 SAME_MASK = 0.995

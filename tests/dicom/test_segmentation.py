@@ -25,7 +25,7 @@ from multipass.geometry.volume import Grid
 from multipass.phantom import make_subject, write_subject
 from multipass.structures import PELVIS, read_rules
 
-ZOO = Path(__file__).resolve().parents[2] / "shared" / "dicom_zoo" / "seg"
+ZOO = Path(__file__).resolve().parents[3] / "shared" / "dicom_zoo" / "seg"
 zoo = pytest.mark.skipif(not ZOO.exists(), reason="the DICOM collection is not beside the clone")
 LIVER_GRID = Grid((512, 512, 3), (0.810547, 0.810547, 1.0), (-235.199997, -226.800003, -128.690002))
 

@@ -25,7 +25,7 @@ from multipass.phantom.reference import write_segmentation
 from multipass.phantom.writer import write_ct, write_subject
 from multipass.structures import PELVIS
 
-ZOO = Path(__file__).resolve().parents[2] / "shared" / "dicom_zoo"
+ZOO = Path(__file__).resolve().parents[3] / "shared" / "dicom_zoo"
 zoo = pytest.mark.skipif(not ZOO.exists(), reason="the DICOM collection is not beside the clone")
 # A label that was resampled twice, at 6 mm voxels.
 OBLIQUE_DICE = 0.90

@@ -31,7 +31,7 @@ from multipass.model.passes import computed_in
 from multipass.structures import PELVIS
 from multipass.training.loss import hard_dice, soft_loss, with_background
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--filters", "4", "4", "8", "8", "--folds", "3", "--steps-per-epoch", "1", "--lr", "0.01"]
 
 

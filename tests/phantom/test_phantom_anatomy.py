@@ -20,7 +20,7 @@ from scipy.spatial import cKDTree
 from multipass.phantom import make_subject
 from multipass.phantom.recipe import draw_recipe
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 REAL = ROOT.parent / "shared" / "anatomy"
 QUICK = {"matrix": 64, "size": "small"}
 # Nothing that takes bone away or moves it, and all of the pelvis in view.

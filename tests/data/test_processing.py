@@ -18,7 +18,7 @@ from multipass.data.patient_files import check_patient, read_dataset, read_patie
 from multipass.data.prepare import prepare_patient
 from multipass.phantom import make_subject, write_subject
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SECONDS_COLUMN = "seconds"
 
 

@@ -13,7 +13,7 @@ import pytest
 from multipass.model import checkpoint
 from multipass.structures import PELVIS
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 MODEL = ROOT / "inference_pipeline" / "best_model.pth"
 TEST_DATA = ROOT / "inference_pipeline" / "test_data"
 MOST_MODEL_BYTES, MOST_SAMPLE_BYTES = 30_000_000, 15_000_000

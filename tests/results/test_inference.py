@@ -32,7 +32,7 @@ from multipass.phantom import make_subject
 from multipass.phantom.writer import write_ct, write_subject
 from multipass.structures import PELVIS
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "inference_pipeline" / "run_inference.py"
 
 

@@ -204,7 +204,7 @@ def test_bad_options_get_one_sentence(tmp_path):
     command = [sys.executable, "-m", "multipass.phantom", "--patients", "1", "--output"]
     result = subprocess.run(
         [*command, str(tmp_path / "file")], capture_output=True, text=True, check=False,
-        cwd=Path(__file__).parents[1],
+        cwd=Path(__file__).parents[2],
     )  # fmt: skip
     assert result.returncode == 1
     assert len(result.stderr.strip().splitlines()) == 1 and "--output" in result.stderr

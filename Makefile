@@ -2,7 +2,7 @@
 # make finetune  three patients of another kind, from random weights and from the checkpoint that ships
 # make recipe ANATOMY=DIR  a cohort around real bones, processed and trained, as for a network that ships
 # make test   the fast tests, the three scripts among them; make test-slow the others
-# make lint   ruff and mypy
+# make lint   ruff, mypy, and which room may import which
 # The commands below work without make, too; see README.md.
 
 PYTHON ?= python3
@@ -83,6 +83,7 @@ lint: venv/.installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports
 
 clean-demo:
 	rm -rf $(DEMO)

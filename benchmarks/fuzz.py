@@ -14,7 +14,6 @@ from __future__ import annotations
 import collections
 import multiprocessing
 import resource
-import runpy
 import shutil
 import struct
 import sys
@@ -36,6 +35,7 @@ sys.path.insert(0, str(ROOT))
 
 from multipass.data.patient_files import read_patient, write_patient  # noqa: E402
 from multipass.data.prepare import prepare_patient  # noqa: E402
+from multipass.data.scan import read_scan  # noqa: E402
 from multipass.data.scans import Case  # noqa: E402
 from multipass.geometry.volume import Volume, to_sitk  # noqa: E402
 from multipass.phantom import make_subject  # noqa: E402
@@ -43,7 +43,6 @@ from multipass.phantom.reference import write_segmentation  # noqa: E402
 from multipass.phantom.writer import write_ct  # noqa: E402
 
 # inference_pipeline/ is a folder of scripts, not a package.
-READ_SCAN = runpy.run_path(str(ROOT / "inference_pipeline" / "processing.py"))["read_scan"]
 KINDS = ("ct", "seg", "pickle", "nifti")
 MEMORY_BYTES = 4 << 30
 TIMEOUT_S = 60
@@ -244,8 +243,8 @@ def read_in_process(sender, work: Path, good: Path, kind: str) -> None:
     notes = ""
     try:
         if kind == "nifti":
-            scan = READ_SCAN(Case("scan", work / "scan.nii"))
-            whole = READ_SCAN(Case("scan", good / "scan.nii"))
+            scan = read_scan(Case("scan", work / "scan.nii"))
+            whole = read_scan(Case("scan", good / "scan.nii"))
             if scan.notes:
                 sender.send(("noted", "; ".join(scan.notes)))
             else:
@@ -253,7 +252,7 @@ def read_in_process(sender, work: Path, good: Path, kind: str) -> None:
             return
         if kind == "pickle":
             content = read_patient(work / "Patient_01.pkl")
-            READ_SCAN(Case("patient", work / "Patient_01.pkl"))
+            read_scan(Case("patient", work / "Patient_01.pkl"))
         else:
             cohort = work / "cohort"
             content, facts = prepare_patient(cohort / "Patient_01", cohort)

@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))  # before this folder, which has a training.py, to
 from multipass.data.scans import Case, find_cases  # noqa: E402
 from multipass.dicom.ct import read_ct  # noqa: E402
 from multipass.evaluation.metrics import bootstrap_interval, compare  # noqa: E402
-from multipass.evaluation.scoring import read_reference  # noqa: E402
+from multipass.evaluation.scoring import reference_labels  # noqa: E402
 from multipass.evaluation.tables import with_interval  # noqa: E402
 from multipass.files import claimed_otherwise, replacing, sha256_of  # noqa: E402
 from multipass.geometry.labelmaps import LEAST_PART_MM3  # noqa: E402
@@ -72,7 +72,7 @@ def read_test_scan(
     if case.series is None:
         raise ValueError(f"{case.name}: DICOM series are needed to test on.")
     scan = read_ct(case.series)
-    reference = read_reference(case, scan.volume.grid, structures)
+    reference = reference_labels(case, scan.volume.grid, structures)
     if reference is None:
         raise ValueError(f"{case.name}: no reference beside this scan to test on.")
     return upright(scan.volume), reference

@@ -35,16 +35,10 @@ from multipass.data.scans import Case, find_cases  # noqa: E402
 from multipass.evaluation.scoring import Scored, score  # noqa: E402
 from multipass.files import code_sha256, sha256_of  # noqa: E402
 from multipass.geometry.labelmaps import LEAST_PART_MM3  # noqa: E402
-from multipass.model import (
-    checkpoint,  # noqa: E402
-    passes,  # noqa: E402
-)
+from multipass.model import checkpoint, passes  # noqa: E402
 from multipass.model.maps import bone_labels  # noqa: E402
 from multipass.model.mirrored import with_mirroring  # noqa: E402
-from multipass.results import (
-    findings,  # noqa: E402
-    output,  # noqa: E402
-)
+from multipass.results import case_folder, findings  # noqa: E402
 from multipass.results.page import write_case_page, write_viewer  # noqa: E402
 from multipass.results.products import Segmented, Wanted, write_products  # noqa: E402
 from multipass.results.summary import Outcome  # noqa: E402
@@ -111,7 +105,7 @@ def main(options: Options) -> int:
                 f"no scan in {options.input}: put DICOM series folders, NIfTI, NRRD or MHA files "
                 "there, or name another folder with --input"
             )
-        stack.enter_context(output.log_file(log, options.output / LOG_NAME))
+        stack.enter_context(case_folder.log_file(log, options.output / LOG_NAME))
         outcome = Outcome(failed=list(found.refused))
         if options.page:
             write_viewer(options.output)
@@ -194,14 +188,14 @@ def segment_case(
     """
     with stages.stage("hash"):
         identity = identity_of(case, model, options)
-    earlier = output.finished_report(options.output / case.name, identity)
+    earlier = case_folder.finished_report(options.output / case.name, identity)
     if earlier is not None and not options.overwrite:
         return earlier
     with stages.stage("read"):
         scan = read_scan(case)
     done, structures, scored = look(case, scan, model, options, stages)
     flags = list(done.flags)
-    with output.case_folder(options.output, case.name) as folder:
+    with case_folder.case_folder(options.output, case.name) as folder:
         meshes = "" if options.meshes == "none" else options.meshes
         viewer = options.page and (options.output / VIEWER_NAME).exists()
         wanted = Wanted(options.format, options.probabilities, meshes, viewer)
@@ -230,7 +224,7 @@ def segment_case(
         # With seg.dcm if it could not be written: the next run tries again.
         report["files"] = [path.name for path in folder.iterdir()]
         report["files"] += ["seg.dcm"] if written.problems else []
-        output.write_json(folder / output.REPORT_NAME, report)
+        case_folder.write_json(folder / case_folder.REPORT_NAME, report)
     return report
 
 
@@ -247,7 +241,7 @@ def look(
     with stages.stage("way back"):
         tidying = model.structures, options.least_part_mm3
         labels = bone_labels(results[-1], scan.upright.grid, *tidying)
-        mask = own_grid_labels(results[-1], scan, labels, *tidying)
+        mask = own_grid_labels(results[-1], scan.grid, labels, *tidying)
     with stages.stage("findings"):
         structures = findings.describe(labels, scan.upright, results, model.structures)
         flags = [*case.notes, *scan.notes]

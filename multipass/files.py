@@ -58,6 +58,6 @@ def sha256_of(paths: Iterable[Path]) -> str:
 
 @cache
 def code_sha256() -> str:
-    """Of the code that makes results: those of other code are made again."""
+    """Of the code that makes results, in all rooms: results of other code are made again."""
     folders = (ROOT / "multipass", ROOT / "inference_pipeline")
-    return sha256_of(path for folder in folders for path in sorted(folder.glob("*.py")))
+    return sha256_of(path for folder in folders for path in sorted(folder.rglob("*.py")))

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
-from multipass.phantom.anatomy.soft_tissue.bones import HIP_CENTRE
-from multipass.phantom.anatomy.soft_tissue.individual import COCCYX_BOX, HIP_BOX, SACRUM_BOX
-from multipass.phantom.anatomy.soft_tissue.lattice import lattice_points
 from scipy.spatial.transform import Rotation
 
 from multipass.geometry.meshes import mesh_of, write_mesh
 from multipass.geometry.volume import Grid, Volume, ints3, to_sitk
-from multipass.phantom.anatomy.soft_tissue import bones, spine
+from multipass.phantom.anatomy import bones, spine
+from multipass.phantom.anatomy.bones import HIP_CENTRE
+from multipass.phantom.anatomy.individual import COCCYX_BOX, HIP_BOX, SACRUM_BOX
+from multipass.phantom.anatomy.lattice import lattice_points
 
 STEP_MM = 3.0
 PELVES = ("01", "02", "03", "04", "10")  # the last two are set aside for tests

@@ -26,7 +26,8 @@ from multipass.geometry.windows import (
 )
 from multipass.structures import Structure, by_codes
 
-CT_FOLDER, SEG_FOLDER = "im_1", "im_3"
+# Of a CTPEL patient; landmarks are ignored.
+CT_FOLDER, SEG_FOLDER, LANDMARK_FOLDER = "im_1", "im_3", "im_2"
 
 Rules = Callable[[dict], Sequence[Structure]]
 

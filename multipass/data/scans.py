@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from multipass.data.patient_files import DATASET_NAME
+from multipass.data.prepare import CT_FOLDER, LANDMARK_FOLDER, SEG_FOLDER
 from multipass.dicom import series as dicom
 from multipass.dicom.choice import choose, unfit
 
@@ -26,7 +27,6 @@ KNOWN_SUFFIXES = (*IMAGE_SUFFIXES, ".pkl", ".zip")
 # With the detached voxels of .nhdr and .mhd.
 IGNORED_SUFFIXES = {".raw", ".zraw", ".gz", *dicom.NO_DICOM}
 REFERENCE_ENDINGS = ("_seg", "-seg", "_label", "-label", "_reference", "-reference")
-CT_FOLDER, SEG_FOLDER, LANDMARK_FOLDER = "im_1", "im_3", "im_2"
 RESERVED_NAMES = {"summary.csv", "index.html", "con", "prn", "aux", "nul"}
 MAX_NAME = 80
 # Guards against archives that unpack to absurd sizes; a CT of 1000 slices is 0.5 GB.
@@ -67,14 +67,14 @@ class Case:
 
 
 @dataclass
-class Found:
+class FoundCases:
     """Cases, and what should have been one but cannot: (name, sentence)."""
 
     cases: list[Case] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
 
 
-def find_cases(root: Path, stack: ExitStack) -> Found:
+def find_cases(root: Path, stack: ExitStack) -> FoundCases:
     """All cases below a folder, or those in one file.
 
     Args:
@@ -85,7 +85,7 @@ def find_cases(root: Path, stack: ExitStack) -> Found:
     """
     if not root.exists():
         raise ValueError(f"{root}: no such file or folder")
-    found = Found()
+    found = FoundCases()
     files = [root] if root.is_file() else _files_below(root)
     for path in files:
         if path.name.lower().endswith(".zip"):
@@ -134,7 +134,7 @@ def _units(root: Path, files: Sequence[Path]) -> Iterator[tuple[Path, list[Path]
     yield from units.items()
 
 
-def _add_dicom(unit: Path, members: list[Path], found: Found) -> None:
+def _add_dicom(unit: Path, members: list[Path], found: FoundCases) -> None:
     if (unit / CT_FOLDER).is_dir():
         held = dicom.find([unit / name for name in (CT_FOLDER, SEG_FOLDER)])
         held.ct = [s for s in held.ct if s.slices and CT_FOLDER in s.slices[0].path.parts]
@@ -180,7 +180,7 @@ def _belongs(header: dicom.SegHeader, one: dicom.Series, fit: Sequence[dicom.Ser
 # ------------------------------------------------------- images and archives
 
 
-def _add_zip(path: Path, found: Found, stack: ExitStack) -> None:
+def _add_zip(path: Path, found: FoundCases, stack: ExitStack) -> None:
     folder = Path(stack.enter_context(TemporaryDirectory(prefix="multipass_")))
     try:
         with zipfile.ZipFile(path) as archive:

@@ -16,7 +16,7 @@ PLACE_TOLERANCE = 0.1
 # In-plane drift over the whole stack, in pixels, beyond which the gantry was tilted.
 TILT_PIXELS = 0.5
 SAME_DIRECTION = 1e-3
-SAME_PLACE_MM = 1e-3
+SAME_SLICE_MM = 1e-3
 # Differences of stored positions carry rounding noise; a nanometre is enough.
 SPACING_DECIMALS = 6
 
@@ -100,7 +100,7 @@ def _without_duplicates(ordered: list[Slice]) -> tuple[list[Slice], list[str]]:
     kept = [ordered[0]]
     for current in ordered[1:]:
         last = kept[-1]
-        if np.linalg.norm(np.subtract(current.position_mm, last.position_mm)) > SAME_PLACE_MM:
+        if np.linalg.norm(np.subtract(current.position_mm, last.position_mm)) > SAME_SLICE_MM:
             kept.append(current)
             continue
         if not np.array_equal(next(hounsfield_frames([current])), next(hounsfield_frames([last]))):
@@ -125,7 +125,7 @@ def _lattice(slices: list[Slice]) -> np.ndarray:
     places = np.array([s.position_mm for s in slices])
     step = (places[-1] - places[0]) / (len(slices) - 1)
     spacing = float(abs(slices[0].normal @ step))
-    if spacing < SAME_PLACE_MM:
+    if spacing < SAME_SLICE_MM:
         raise ValueError("several slices at one place along the plane normal")
     off = np.linalg.norm(places - (places[0] + np.arange(len(slices))[:, None] * step), axis=1)
     if off.max() > PLACE_TOLERANCE * spacing:

@@ -27,15 +27,13 @@ from multipass.dicom.frames import is_multiframe, refer_to_frames, write_stand_i
 from multipass.dicom.series import Slice
 from multipass.files import replacing
 from multipass.geometry.labelmaps import box_of, voxel_counts
-from multipass.geometry.volume import Grid, Volume, ints3, to_sitk
+from multipass.geometry.volume import SAME_PLACE_MM, Grid, Volume, ints3, to_sitk
 from multipass.structures import SIDES, Structure, to_attributes
 
 ALGORITHM = "3D MultiPass U-Net"
 FAMILY = Code("123109", "DCM", "Artificial Intelligence")
 SERIES_NUMBER = "300"
 LOSSY = ["LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"]
-# A frame's place is that of its slice; positions are decimal strings of a source and a copy.
-SAME_PLACE_MM = 0.01
 
 
 def write_seg(

@@ -11,11 +11,11 @@ import SimpleITK as sitk
 
 from multipass.data.scans import Case
 from multipass.dicom.ct import CT
-from multipass.dicom.seg_reader import Identify
-from multipass.dicom.seg_reader import read_reference as read_seg
+from multipass.dicom.seg_reader import Identify, read_reference
 from multipass.evaluation.metrics import compare
 from multipass.geometry.labelmaps import LEAST_PART_MM3, boxes_of
 from multipass.geometry.volume import (
+    SAME_PLACE_MM,
     Grid,
     Volume,
     axis_order,
@@ -26,9 +26,6 @@ from multipass.geometry.volume import (
 )
 from multipass.model.maps import PassResult, bone_labels
 from multipass.structures import Structure, by_codes
-
-# A reference beside an image file lies on its grid, as far as formats keep it.
-SAME_PLACE_MM = 0.01
 
 
 @dataclass(frozen=True)
@@ -66,7 +63,7 @@ def score(
     """
     problem = None
     try:
-        found = read_reference(case, grid, structures, tilted, rules)
+        found = reference_labels(case, grid, structures, tilted, rules)
     except (ValueError, OSError, RuntimeError) as error:
         found = None
         problem = "its reference was not used: " + " ".join(str(error).split())[:300]
@@ -88,7 +85,7 @@ def score(
     return Scored(rows, None if found is None else found[0], problem)
 
 
-def read_reference(
+def reference_labels(
     case: Case,
     grid: Grid,
     structures: Sequence[Structure],
@@ -102,7 +99,7 @@ def read_reference(
         ValueError: the reference cannot be read or does not fit.
     """
     if case.seg:
-        found = read_seg(case.seg, upright_grid(grid), rules, tilted)
+        found = read_reference(case.seg, upright_grid(grid), rules, tilted)
         values = {segment.structure.key: 1 + k for k, segment in enumerate(found.segments)}
         statuses = {segment.structure.key: segment.status for segment in found.segments}
         lookup = np.zeros(len(found.segments) + 1, np.uint8)

@@ -17,6 +17,8 @@ IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 AIR_HU = -1024
 # Direction cosines are stored with about six decimals; 1e-4 is 0.05 mm over 500 mm of scan.
 AXIS_TOLERANCE = 1e-4
+# Grids this close are one: NIfTI keeps its affine in float32, DICOM positions as decimal strings.
+SAME_PLACE_MM = 0.01
 # Slices of a slab that is converted to float32 at a time: 16 x 512 x 512 x 4 bytes = 16 MiB.
 SLAB_SLICES = 16
 # 4 GB of int16; a whole body at 0.7 mm has 0.6e9.

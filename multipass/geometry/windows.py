@@ -116,7 +116,7 @@ def _stacked(box_mm: np.ndarray, height_mm: float, count: int) -> list[Grid]:
     return windows
 
 
-def grid_of(windows: list[Grid]) -> Grid:
+def stacked_grid(windows: list[Grid]) -> Grid:
     """The grid that windows stacked in z cover together, as fine as they are."""
     if len(windows) == 1:
         return windows[0]
@@ -133,7 +133,7 @@ def joined(windows: list[Grid], maps: list[np.ndarray]) -> Volume:
     windows overlap."""
     if len(windows) == 1:
         return Volume(maps[0], windows[0])
-    grid = grid_of(windows)
+    grid = stacked_grid(windows)
     total = np.zeros(grid.size, np.float32)
     for window, values in zip(windows, maps, strict=True):
         np.maximum(total, resample(Volume(values, window), grid, outside=0.0), out=total)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from multipass.files import claimed_otherwise
-from multipass.phantom.anatomy.soft_tissue.atlas import Atlas, load_atlas
+from multipass.phantom.anatomy.atlas import Atlas, load_atlas
 from multipass.phantom.recipe import patient_size
 from multipass.phantom.subject import make_subject
 from multipass.phantom.writer import write_subject

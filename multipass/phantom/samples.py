@@ -18,7 +18,7 @@ import SimpleITK as sitk
 import tyro
 
 from multipass.geometry.volume import Volume, to_sitk
-from multipass.phantom.anatomy.soft_tissue.atlas import load_atlas
+from multipass.phantom.anatomy.atlas import load_atlas
 from multipass.phantom.subject import Subject, make_subject
 from multipass.phantom.writer import write_subject
 

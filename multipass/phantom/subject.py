@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from multipass.geometry.volume import Volume, floats3
-from multipass.phantom.anatomy.soft_tissue.atlas import Atlas
-from multipass.phantom.anatomy.soft_tissue.individual import PARAMETRIC, draw_individual
-from multipass.phantom.anatomy.soft_tissue.pose import Pose
-from multipass.phantom.anatomy.soft_tissue.scene import Skeleton
+from multipass.phantom.anatomy.atlas import Atlas
+from multipass.phantom.anatomy.individual import PARAMETRIC, draw_individual
+from multipass.phantom.anatomy.pose import Pose
+from multipass.phantom.anatomy.scene import Skeleton
 from multipass.phantom.recipe import Recipe, draw_recipe
-from multipass.phantom.scanner.scanner import outside_circle, render, scan_grid
-from multipass.phantom.scanner.scanner.tissue import paint_body
+from multipass.phantom.scanner.acquisition import outside_circle, render, scan_grid
+from multipass.phantom.scanner.tissue import paint_body
 
 
 @dataclass(frozen=True)

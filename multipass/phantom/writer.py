@@ -13,7 +13,7 @@ from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 from multipass.geometry.volume import Grid, Volume, floats3
 from multipass.phantom.recipe import Recipe
 from multipass.phantom.reference import write_segmentation
-from multipass.phantom.scanner.scanner import outside_circle
+from multipass.phantom.scanner.acquisition import outside_circle
 from multipass.phantom.subject import Subject
 
 DATE, TIME = "20200101", "120000"

@@ -15,10 +15,8 @@ import numpy as np
 import SimpleITK as sitk
 
 from multipass.files import replacing
-from multipass.geometry.volume import Grid, Volume, from_sitk, to_sitk
+from multipass.geometry.volume import SAME_PLACE_MM, Grid, Volume, from_sitk, to_sitk
 
-# NIfTI keeps the affine in float32; 0.01 mm is far below a voxel.
-SAME_PLACE_MM = 0.01
 REPORT_NAME = "report.json"
 
 
@@ -60,7 +58,7 @@ def write_mask(path: Path, labels: np.ndarray, grid: Grid) -> None:
 def write_json(path: Path, content: Any) -> None:
     """Strict JSON: NaN becomes null."""
     with replacing(path) as temporary:
-        text = json.dumps(_plain(content), indent=1, ensure_ascii=False, allow_nan=False)
+        text = json.dumps(_jsonable(content), indent=1, ensure_ascii=False, allow_nan=False)
         temporary.write_text(text, encoding="utf-8")
 
 
@@ -71,7 +69,7 @@ def finished_report(folder: Path, identity: dict[str, Any]) -> dict[str, Any] | 
     except (OSError, ValueError):
         return None
     whole = all((folder / name).exists() for name in report.get("files", ()))
-    return report if whole and report.get("identity") == _plain(identity) else None
+    return report if whole and report.get("identity") == _jsonable(identity) else None
 
 
 @contextmanager
@@ -95,11 +93,11 @@ def _corners(grid: Grid) -> np.ndarray:
     return indices @ grid.affine[:3, :3].T + grid.affine[:3, 3]
 
 
-def _plain(value: Any) -> Any:
+def _jsonable(value: Any) -> Any:
     if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
+        return {str(key): _jsonable(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
+        return [_jsonable(item) for item in value]
     if isinstance(value, (float, np.floating)):
         return float(value) if math.isfinite(value) else None
     if isinstance(value, np.integer):

@@ -10,7 +10,7 @@ from scipy import ndimage
 
 from multipass.geometry.labelmaps import boxes_of
 from multipass.geometry.volume import Volume, floats3, is_cut, unseen_columns
-from multipass.geometry.windows import grid_of
+from multipass.geometry.windows import stacked_grid
 from multipass.model.maps import PassResult, confidence, native_labels
 from multipass.structures import FEMUR, Structure, mirror_partners
 
@@ -97,7 +97,7 @@ def flags_of(
 
 def on_windows(result: PassResult) -> Volume:
     """The label map of a pass on the grid of all its windows, which stack to one box."""
-    grid = grid_of(result.windows)
+    grid = stacked_grid(result.windows)
     return Volume(native_labels(result, grid), grid)
 
 

@@ -17,7 +17,7 @@ from multipass.dicom.seg_writer import write_seg
 from multipass.dicom.series import Slice
 from multipass.geometry.meshes import mesh_of, write_mesh
 from multipass.geometry.volume import Grid, Volume, to_sitk
-from multipass.geometry.windows import grid_of
+from multipass.geometry.windows import stacked_grid
 from multipass.model.maps import PassResult
 from multipass.model.passes import context_of
 from multipass.results.case_folder import write_mask
@@ -134,7 +134,7 @@ def _write_seg(folder: Path, case: Segmented) -> list[str]:
 def write_probabilities(folder: Path, result: PassResult) -> None:
     """The last pass's class probabilities, background first, on the grid of its windows: a NIfTI of
     vectors."""
-    grid = grid_of(result.windows)
+    grid = stacked_grid(result.windows)
     of_class = context_of(result, grid, torch.device("cpu"))
     maps = (of_class(c).numpy() for c in range(len(result.probabilities[0])))
     image = sitk.Compose([to_sitk(Volume(one, grid)) for one in maps])

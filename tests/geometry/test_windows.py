@@ -14,12 +14,12 @@ from multipass.geometry.windows import (
     SCAN_WINDOW_OVERLAP_MM,
     body_box,
     close_windows,
-    grid_of,
     guarded,
     in_parts,
     joined,
     pelvis_box,
     scan_windows,
+    stacked_grid,
     unguarded,
     window_image,
     window_over,
@@ -64,7 +64,7 @@ def test_close_windows_cover_the_box_in_one_height(height):
     for lower, upper in zip(boxes, boxes[1:], strict=False):
         assert lower[1, 2] - upper[0, 2] == pytest.approx(CLOSE_WINDOW_OVERLAP_MM)
     spacing = windows[0].spacing_mm[2]
-    np.testing.assert_allclose(grid_of(windows).box_mm(), box, atol=spacing / 2)
+    np.testing.assert_allclose(stacked_grid(windows).box_mm(), box, atol=spacing / 2)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

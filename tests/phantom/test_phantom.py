@@ -11,18 +11,18 @@ import highdicom as hd
 import numpy as np
 import pydicom
 import pytest
-from multipass.phantom.anatomy.soft_tissue.lattice import Block
-from multipass.phantom.anatomy.soft_tissue.pathology import add_lesions
-from multipass.phantom.anatomy.soft_tissue.pose import Pose
-from multipass.phantom.anatomy.soft_tissue.shapes import FAR_MM
 from pydicom.uid import CTImageStorage
 
 from multipass.geometry.volume import Volume, upright
 from multipass.phantom import Subject, draw_recipe, make_subject, write_subject
+from multipass.phantom.anatomy.lattice import Block
+from multipass.phantom.anatomy.pathology import add_lesions
+from multipass.phantom.anatomy.pose import Pose
+from multipass.phantom.anatomy.shapes import FAR_MM
 from multipass.phantom.cohort import Options, write_cohort
 from multipass.phantom.recipe import patient_size
+from multipass.phantom.scanner.acquisition import outside_circle
 from multipass.phantom.scanner.canvas import Canvas
-from multipass.phantom.scanner.scanner import outside_circle
 from multipass.phantom.writer import flipped
 from multipass.structures import PELVIS
 

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from bone_surfaces import PELVES, write_folder
-from multipass.phantom.anatomy.soft_tissue.atlas import TEST_PELVES, load_atlas
-from multipass.phantom.anatomy.soft_tissue.femurs import TEST_FEMURS
-from multipass.phantom.anatomy.soft_tissue.implants import plates
-from multipass.phantom.anatomy.soft_tissue.individual import draw_individual
-from multipass.phantom.anatomy.soft_tissue.pose import Pose
-from multipass.phantom.anatomy.soft_tissue.surface import Surface
 from scipy.spatial import cKDTree
 
 from multipass.phantom import make_subject
+from multipass.phantom.anatomy.atlas import TEST_PELVES, load_atlas
+from multipass.phantom.anatomy.femurs import TEST_FEMURS
+from multipass.phantom.anatomy.implants import plates
+from multipass.phantom.anatomy.individual import draw_individual
+from multipass.phantom.anatomy.pose import Pose
+from multipass.phantom.anatomy.surface import Surface
 from multipass.phantom.recipe import draw_recipe
 
 ROOT = Path(__file__).parents[2]

@@ -88,7 +88,7 @@ def check_orders(processing, straight, orders) -> None:
         scan = processing.Scan(turned.grid, upright(turned))
         result = passes.segment(oracle.model(), scan.upright, 2)[-1]
         labels = native_labels(result, scan.upright.grid)
-        mask = processing.own_grid_labels(result, scan, labels, PELVIS)
+        mask = processing.own_grid_labels(result, scan.grid, labels, PELVIS)
         assert mask.shape == turned.array.shape
         assert min(dice(upright(Volume(mask, turned.grid)).array, expected)) >= 0.995
 
@@ -122,7 +122,7 @@ def test_an_oblique_scan_gets_its_mask_on_its_own_grid(processing):
     assert scan.is_oblique
     result = passes.segment(oracle.model(), scan.upright, 2)[-1]
     labels = native_labels(result, scan.upright.grid)
-    mask = processing.own_grid_labels(result, scan, labels, PELVIS)
+    mask = processing.own_grid_labels(result, scan.grid, labels, PELVIS)
     assert mask.shape == label.shape
     assert min(dice(mask, label)) > 0.9
 

@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from multipass.phantom.anatomy.soft_tissue import spine
-from multipass.phantom.anatomy.soft_tissue.bones import HEAD_RADIUS, HIP_CENTRE
-from multipass.phantom.anatomy.soft_tissue.femurs import Femur, chosen, load_femurs
-from multipass.phantom.anatomy.soft_tissue.lattice import lattice_points
-from multipass.phantom.anatomy.soft_tissue.surface import (
+from multipass.phantom.anatomy import spine
+from multipass.phantom.anatomy.bones import HEAD_RADIUS, HIP_CENTRE
+from multipass.phantom.anatomy.femurs import Femur, chosen, load_femurs
+from multipass.phantom.anatomy.lattice import lattice_points
+from multipass.phantom.anatomy.surface import (
     apply,
     fit,
     fit_ball,

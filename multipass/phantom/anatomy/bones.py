@@ -13,7 +13,7 @@ from functools import cache
 
 import numpy as np
 
-from multipass.phantom.anatomy.soft_tissue.shapes import (
+from multipass.phantom.anatomy.shapes import (
     Cloud,
     ball,
     ellipsoid,

@@ -16,8 +16,8 @@ from scipy import ndimage
 
 from multipass.geometry.meshes import surface_net
 from multipass.geometry.volume import Volume, from_sitk, upright
-from multipass.phantom.anatomy.soft_tissue.bones import HEAD_RADIUS
-from multipass.phantom.anatomy.soft_tissue.surface import fit_ball, read_surface
+from multipass.phantom.anatomy.bones import HEAD_RADIUS
+from multipass.phantom.anatomy.surface import fit_ball, read_surface
 
 TEST_FEMURS = ("m7", "m8", "Pelvic-Ref-005")  # people
 SHORT_SHAFT_MM = 90.0  # below the head's centre: too short to tell the shaft's direction

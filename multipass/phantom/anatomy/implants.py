@@ -10,9 +10,9 @@ from functools import cache, partial
 import numpy as np
 from scipy.spatial import cKDTree
 
-from multipass.phantom.anatomy.soft_tissue.bones import HIP_CENTRE, SOCKET_RADIUS
-from multipass.phantom.anatomy.soft_tissue.lattice import Shape
-from multipass.phantom.anatomy.soft_tissue.shapes import (
+from multipass.phantom.anatomy.bones import HIP_CENTRE, SOCKET_RADIUS
+from multipass.phantom.anatomy.lattice import Shape
+from multipass.phantom.anatomy.shapes import (
     Cloud,
     ball,
     plane,
@@ -21,7 +21,7 @@ from multipass.phantom.anatomy.soft_tissue.shapes import (
     smooth_min,
     tube,
 )
-from multipass.phantom.anatomy.soft_tissue.surface import Surface, vertex_normals
+from multipass.phantom.anatomy.surface import Surface, vertex_normals
 
 HOLE_MM = 10.0  # from one hole of a plate to the next
 METAL_HU = 9000.0  # far above what a scan stores; the writer's range cuts it

@@ -7,15 +7,15 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from multipass.phantom.anatomy.soft_tissue import bones
-from multipass.phantom.anatomy.soft_tissue.atlas import Atlas
-from multipass.phantom.anatomy.soft_tissue.femurs import Femur
-from multipass.phantom.anatomy.soft_tissue.implants import Metal, plates
-from multipass.phantom.anatomy.soft_tissue.lattice import Shape
-from multipass.phantom.anatomy.soft_tissue.pathology import CUTS, fractured, with_osteophytes
-from multipass.phantom.anatomy.soft_tissue.sacra import complete_sacrum
-from multipass.phantom.anatomy.soft_tissue.surface import Surface, fit_ball
-from multipass.phantom.anatomy.soft_tissue.variety import vary
+from multipass.phantom.anatomy import bones
+from multipass.phantom.anatomy.atlas import Atlas
+from multipass.phantom.anatomy.femurs import Femur
+from multipass.phantom.anatomy.implants import Metal, plates
+from multipass.phantom.anatomy.lattice import Shape
+from multipass.phantom.anatomy.pathology import CUTS, fractured, with_osteophytes
+from multipass.phantom.anatomy.sacra import complete_sacrum
+from multipass.phantom.anatomy.surface import Surface, fit_ball
+from multipass.phantom.anatomy.variety import vary
 from multipass.phantom.recipe import Recipe
 
 Box = tuple[Sequence[float], Sequence[float]]

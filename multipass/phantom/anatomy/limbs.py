@@ -11,8 +11,8 @@ from functools import cache, partial
 
 import numpy as np
 
-from multipass.phantom.anatomy.soft_tissue.lattice import Shape
-from multipass.phantom.anatomy.soft_tissue.shapes import (
+from multipass.phantom.anatomy.lattice import Shape
+from multipass.phantom.anatomy.shapes import (
     Cloud,
     along,
     ellipsoid,

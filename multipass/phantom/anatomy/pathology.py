@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from multipass.phantom.anatomy.soft_tissue.lattice import Block, Shape
-from multipass.phantom.anatomy.soft_tissue.shapes import plane
-from multipass.phantom.anatomy.soft_tissue.surface import vertex_normals
+from multipass.phantom.anatomy.lattice import Block, Shape
+from multipass.phantom.anatomy.shapes import plane
+from multipass.phantom.anatomy.surface import vertex_normals
 
 # Structure that breaks, a point of the cut and its normal, which points to the fragment; frames and
 # sides as in `Individual`

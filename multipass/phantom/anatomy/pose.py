@@ -8,8 +8,8 @@ from __future__ import annotations
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from multipass.phantom.anatomy.soft_tissue.individual import PARAMETRIC, Individual
-from multipass.phantom.anatomy.soft_tissue.shapes import along
+from multipass.phantom.anatomy.individual import PARAMETRIC, Individual
+from multipass.phantom.anatomy.shapes import along
 from multipass.phantom.recipe import Recipe
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from multipass.phantom.anatomy.soft_tissue.atlas import Atlas
-from multipass.phantom.anatomy.soft_tissue.surface import Surface, affine, apply, vertex_normals
+from multipass.phantom.anatomy.atlas import Atlas
+from multipass.phantom.anatomy.surface import Surface, affine, apply, vertex_normals
 
 CUT_MM = 2.0  # vertices this near to the end of the mean sacrum lie on the cut
 BLEND_MM = (4.0, 14.0)  # above the cut: the model alone, the surface alone

@@ -8,18 +8,19 @@ from functools import partial
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from multipass.phantom.anatomy.soft_tissue import ARTERIES, limbs, spine
-from multipass.phantom.anatomy.soft_tissue.implants import (
+from multipass.phantom.anatomy import limbs, spine
+from multipass.phantom.anatomy.implants import (
     METAL_HU,
     metal_parts,
     prosthetic_sides,
     without_head,
 )
-from multipass.phantom.anatomy.soft_tissue.individual import Box
-from multipass.phantom.anatomy.soft_tissue.lattice import Block, Shape, distances
-from multipass.phantom.anatomy.soft_tissue.pathology import add_lesions
-from multipass.phantom.anatomy.soft_tissue.pose import Pose
-from multipass.phantom.anatomy.soft_tissue.shapes import FAR_MM, Cloud
+from multipass.phantom.anatomy.individual import Box
+from multipass.phantom.anatomy.lattice import Block, Shape, distances
+from multipass.phantom.anatomy.pathology import add_lesions
+from multipass.phantom.anatomy.pose import Pose
+from multipass.phantom.anatomy.shapes import FAR_MM, Cloud
+from multipass.phantom.anatomy.soft_tissue import ARTERIES
 from multipass.structures import PELVIS
 
 MARGIN_MM = 8.0  # of lattice around a bone

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from multipass.phantom.anatomy.soft_tissue.shapes import sheet, tube
+from multipass.phantom.anatomy.shapes import sheet, tube
 
 # pelvis frame, (x, y, z, half thickness)
 MUSCLES = (

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial import cKDTree
 
-from multipass.phantom.anatomy.soft_tissue.shapes import FAR_MM, REACH_MM, within
+from multipass.phantom.anatomy.shapes import FAR_MM, REACH_MM, within
 
 FIT_POINTS = 1500  # vertices that take part in a fit
 FIRST_STEPS, FURTHER_STEPS = 8, 24  # from each start, then from the best

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
-from multipass.phantom.anatomy.soft_tissue import limbs
-from multipass.phantom.anatomy.soft_tissue.lattice import Block
-from multipass.phantom.anatomy.soft_tissue.pose import Pose
-from multipass.phantom.anatomy.soft_tissue.shapes import smooth_max, smooth_min
+from multipass.phantom.anatomy import limbs
+from multipass.phantom.anatomy.lattice import Block
+from multipass.phantom.anatomy.pose import Pose
+from multipass.phantom.anatomy.shapes import smooth_max, smooth_min
 
 AIR_HU = -1000.0
 COVER_MM = 20.0  # from a bone; farther away its distance is only a lower bound

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from multipass.phantom.anatomy.soft_tissue.shapes import ball, tube
+from multipass.phantom.anatomy.shapes import ball, tube
 from multipass.phantom.scanner.canvas import Canvas
 
 TABLE_HALF_MM = 205.0

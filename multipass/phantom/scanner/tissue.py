@@ -8,18 +8,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from multipass.phantom.anatomy.soft_tissue import (
-    ARTERIES,
-    BOWEL_BOX,
-    MUSCLES,
-    THIGH_MUSCLES,
-    VEINS,
-    limbs,
-)
-from multipass.phantom.anatomy.soft_tissue.lattice import Block
-from multipass.phantom.anatomy.soft_tissue.pose import Pose
-from multipass.phantom.anatomy.soft_tissue.scene import Bone
-from multipass.phantom.anatomy.soft_tissue.shapes import Cloud, ellipsoid, tube
+from multipass.phantom.anatomy import limbs
+from multipass.phantom.anatomy.lattice import Block
+from multipass.phantom.anatomy.pose import Pose
+from multipass.phantom.anatomy.scene import Bone
+from multipass.phantom.anatomy.shapes import Cloud, ellipsoid, tube
+from multipass.phantom.anatomy.soft_tissue import ARTERIES, BOWEL_BOX, MUSCLES, THIGH_MUSCLES, VEINS
 from multipass.phantom.scanner.canvas import Canvas
 from multipass.phantom.scanner.surroundings import paint_surroundings
 

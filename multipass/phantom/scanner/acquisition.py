@@ -6,8 +6,8 @@ import numpy as np
 from scipy.ndimage import gaussian_filter1d
 
 from multipass.geometry.volume import Grid
-from multipass.phantom.anatomy.soft_tissue.lattice import Block
-from multipass.phantom.anatomy.soft_tissue.scene import Bone
+from multipass.phantom.anatomy.lattice import Block
+from multipass.phantom.anatomy.scene import Bone
 from multipass.phantom.recipe import Recipe
 from multipass.phantom.scanner.streaks import streaks
 

@@ -320,8 +320,7 @@ def keep(state: State, dice: float, cohort: Cohort, options: Options, origin: di
         network=state.average.network,
         structures=cohort.structures,
         hu_range=HU_RANGE,
-        passes=options.passes,
-        window=options.window,
+        windows=options.windows + options.windows[-1:] * (options.passes - len(options.windows)),
         info={"dice": dice, "trained_on": origin["trained_on"]},
     )
     content = checkpoint.as_dict(model)

@@ -177,9 +177,9 @@ def trained(arm: Arm, seed: int, options: Options) -> Model:
     state, batches = start(arm, seed, options, 1)
     path = options.output / f"{arm.file}_seed{seed}.pth"
     state.load_state_dict(torch.load(path, weights_only=True))
-    window = "pelvis" if arm == MULTI else "scan"
+    windows = ("scan", *["pelvis" if arm == MULTI else "scan"] * (arm.passes - 1))
     structures = list(batches.cohort.structures)
-    return Model(state.average.network, structures, HU_RANGE, arm.passes, window)
+    return Model(state.average.network, structures, HU_RANGE, windows)
 
 
 def closer_outputs(model: Model, volume: Volume, finder: Model) -> Iterator[tuple[str, PassResult]]:

@@ -98,7 +98,7 @@ def measure(folder: Path, with_reference: bool, count: int) -> dict[str, Any]:
             link.symlink_to((patient / part).resolve())
     structures = pieces(count)
     network = knowing_network(count)
-    model = Model(network, structures, HU_RANGE, 2, "pelvis", {}, "0" * 64)
+    model = Model(network, structures, HU_RANGE, ("scan", "pelvis"), {}, "0" * 64)
     script.load_model = lambda path: model
     replaced = {"seconds": 0.0, "peak_mb": None}
     script.passes.segment = perfect(script.passes.segment, patient / "im_3", count, replaced)

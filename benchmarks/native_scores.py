@@ -34,9 +34,9 @@ KEY = ("arm", "seed", "patient", "output")
 def outputs(model: Model, volume: Volume) -> Iterator[tuple[str, PassResult]]:
     """All that is compared of one network on one scan: its passes, a third one, and the second
     without the first one's map."""
-    results = segment(model, volume, 3 if model.passes > 1 else 1)
+    results = segment(model, volume, 3 if len(model.windows) > 1 else 1)
     yield from ((f"pass {k}", result) for k, result in enumerate(results, start=1))
-    if model.passes > 1:
+    if len(model.windows) > 1:
         yield "blank context", look_through(model, volume, results[1].windows, None, [])
 
 

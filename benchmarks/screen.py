@@ -70,7 +70,9 @@ class Residual(MultiPassUNet):
 
     look = Network.look
 
-    def forward(self, image: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, image: torch.Tensor, context: torch.Tensor, pass_index: int = 0
+    ) -> torch.Tensor:
         return super().forward(image, context) + context.clamp(min=LEAST_PROBABILITY).log()
 
 
@@ -79,7 +81,9 @@ class OneHot(MultiPassUNet):
 
     look = Network.look
 
-    def forward(self, image: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, image: torch.Tensor, context: torch.Tensor, pass_index: int = 0
+    ) -> torch.Tensor:
         hard = F.one_hot(context.argmax(1), self.classes).movedim(-1, 1).to(context)
         return super().forward(image, hard * (context.sum(1, keepdim=True) > 0))
 
@@ -192,7 +196,7 @@ def train_and_score(choice: Choice, options: Options) -> str:
         with replacing(kept) as temporary:
             torch.save(state.state_dict(), temporary)
     structures = list(batches.cohort.structures)
-    model = Model(state.average.network.eval(), structures, HU_RANGE, 2, "pelvis")
+    model = Model(state.average.network.eval(), structures, HU_RANGE, ("scan", "pelvis"))
     rows: list[dict[str, Any]] = []
     with torch.inference_mode():
         for patient, volume, reference in reference_scans(options.test, structures):

@@ -267,7 +267,7 @@ def identity_of(case: Case, model: checkpoint.Model, options: Options) -> dict[s
         "input_sha256": sha256_of(case.files),
         "reference_sha256": sha256_of([*references, *names]) if references else None,
         "model_sha256": model.sha256,
-        "passes": options.passes or model.passes,
+        "passes": options.passes or len(model.windows),
         "tta": options.tta,
         "format": list(options.format),
         "probabilities": options.probabilities,

@@ -32,7 +32,9 @@ class Oracle(Network):
         super().__init__()
         self.unused = torch.nn.Parameter(torch.zeros(1))
 
-    def forward(self, image: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, image: torch.Tensor, context: torch.Tensor, pass_index: int = 0
+    ) -> torch.Tensor:
         low, high = HU_RANGE
         tissue, *levels = [(hu - low) / (high - low) for hu in (TISSUE_HU, 400.0, 700.0, 950.0)]
         peak = image
@@ -51,7 +53,7 @@ class Oracle(Network):
 
 def model() -> Model:
     info = {"trained_on": {"patients": 0}, "date": "2020-01-01T00:00:00", "dice": 1.0}
-    return Model(Oracle().eval(), list(PELVIS), HU_RANGE, 2, "pelvis", info, "0" * 64)
+    return Model(Oracle().eval(), list(PELVIS), HU_RANGE, ("scan", "pelvis"), info, "0" * 64)
 
 
 def scene(grid: Grid, seed: int = 0) -> tuple[Volume, np.ndarray]:

@@ -15,8 +15,10 @@ from multipass.files import replacing, sha256_of
 from multipass.model.network import MultiPassUNet
 from multipass.structures import Structure
 
-FORMAT = "multipass-checkpoint-1"
-WINDOWS = ("pelvis", "scan")
+FORMAT = "multipass-checkpoint-2"
+# Read as well: it says how many passes look, and whether the later ones look at the pelvis.
+OLD_FORMAT = "multipass-checkpoint-1"
+WINDOWS = ("scan", "pelvis", "parts")
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Model:
     Attributes:
         structures: of mask values 1 to K.
         hu_range: the Hounsfield units that become 0 and 1.
-        passes, window: as in training.
+        windows: what each pass of its training looked at: 'scan', 'pelvis' or 'parts' of it.
         info: 'trained_on', 'date', 'dice', 'versions'.
         sha256: of the file.
     """
@@ -34,8 +36,7 @@ class Model:
     network: MultiPassUNet
     structures: list[Structure]
     hu_range: tuple[float, float]
-    passes: int
-    window: str
+    windows: tuple[str, ...]
     info: dict = field(default_factory=dict)
     sha256: str = ""
 
@@ -60,8 +61,7 @@ def as_dict(model: Model) -> dict:
         "network": model.network.config,
         "structures": [s.to_dict() for s in model.structures],
         "hu_range": [float(v) for v in model.hu_range],
-        "passes": model.passes,
-        "window": model.window,
+        "windows": list(model.windows),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": versions(),
         **model.info,
@@ -96,7 +96,7 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict:
         raise ValueError(
             f"{path}: damaged, or not a PyTorch checkpoint of plain tensors."
         ) from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") not in (FORMAT, OLD_FORMAT):
         raise ValueError(
             f"{path}: a PyTorch file, but not a checkpoint of this program ({FORMAT})."
         )
@@ -122,19 +122,28 @@ def load(path: Path, device: torch.device | str = "cpu") -> Model:
         network.float()
         structures = [Structure.from_dict(row) for row in content["structures"]]
         low, high = content["hu_range"]
-        passes, window = int(content["passes"]), content["window"]
+        windows = windows_of(content)
     except (KeyError, TypeError, ValueError, RuntimeError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path}: its parts do not fit together ({reason}).") from None
-    fits = len(structures) + 1 == network.classes and window in WINDOWS and passes >= 1
+    fits = len(structures) + 1 == network.classes and windows[:1] == ("scan",)
+    fits = fits and set(windows) <= set(WINDOWS)
     if not (fits and -math.inf < low < high < math.inf):
         raise ValueError(
             f"{path}: its parts do not fit together ({len(structures)} structures, "
-            f"{network.classes} classes, window {window!r}, {passes} passes, {low} to {high} HU)."
+            f"{network.classes} classes, windows {windows}, {low} to {high} HU)."
         )
     info = {k: content.get(k) for k in ("trained_on", "date", "dice", "versions")}
     network.to(device).eval()
-    return Model(network, structures, (float(low), float(high)), passes, window, info, sha256)
+    return Model(network, structures, (float(low), float(high)), windows, info, sha256)
+
+
+def windows_of(content: dict) -> tuple[str, ...]:
+    """What each pass looks at, of a checkpoint's content of either format."""
+    if content["format"] == FORMAT:
+        return tuple(content["windows"])
+    closer = int(content["passes"]) - 1
+    return ("scan", *[content["window"]] * closer)
 
 
 def _check_there(path: Path) -> None:

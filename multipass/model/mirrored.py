@@ -23,9 +23,9 @@ class Mirrored(Network):
         self.classes = 1 + len(structures)
         self.partners = [0, *(1 + partner for partner in mirror_partners(structures))]
 
-    def look(self, image: torch.Tensor, context: Maps | None) -> Maps:
-        straight = self.network.look(image, context)
-        mirrored = self.network.look(image.flip(2), context and self._mirror(context))
+    def look(self, image: torch.Tensor, context: Maps | None, pass_index: int = 0) -> Maps:
+        straight = self.network.look(image, context, pass_index)
+        mirrored = self.network.look(image.flip(2), context and self._mirror(context), pass_index)
         back = self._mirror(mirrored)
         return lambda c: (straight(c) + back(c)) / 2
 

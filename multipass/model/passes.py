@@ -79,10 +79,11 @@ def run(
     for index in range(passes):
         view, following = (views[min(i, len(views) - 1)] for i in (index, index + 1))
         with amp:
-            logits = network(view.image, context)
+            logits = network(view.image, context, index)
         yield logits
         if index + 1 < passes:
-            context = between(torch.softmax(logits.detach().float(), 1), view.box, following.box)
+            maps = torch.softmax(network.merged(logits.detach()).float(), 1)
+            context = between(maps, view.box, following.box)
             if disturb is not None:
                 context = disturb(context)
 
@@ -101,7 +102,7 @@ def segment(
 
     Args:
         volume: upright CT in HU.
-        passes: the model's own number if None.
+        passes: as many as the model has windows if None.
         keep_all: the maps of all passes; else of the first and the last two, to bound memory.
 
     Returns:
@@ -109,18 +110,23 @@ def segment(
     """
     scan = scan_windows(body_box(volume))
     results = [look_through(model, volume, scan, None, [])]
-    for index in range(1, passes or model.passes):
+    for index in range(1, passes or len(model.windows)):
         windows, flags = results[-1].windows, results[-1].flags
-        if index == 1 and model.window == "pelvis":
+        if index == 1 and "pelvis" in model.windows:
             windows, flags = closer(results[0], volume)
-        results.append(look_through(model, volume, windows, results[-1], flags))
+        results.append(look_through(model, volume, windows, results[-1], flags, index))
         if index > 2 and not keep_all:
             results[-3] = replace(results[-3], windows=[], probabilities=[])
     return results
 
 
 def look_through(
-    model: Model, volume: Volume, windows: list[Grid], before: PassResult | None, flags: list[str]
+    model: Model,
+    volume: Volume,
+    windows: list[Grid],
+    before: PassResult | None,
+    flags: list[str],
+    pass_index: int = 0,
 ) -> PassResult:
     """One pass over one or several windows of a scan, window by window to bound memory."""
     device = next(model.network.parameters()).device
@@ -129,7 +135,9 @@ def look_through(
         image = torch.as_tensor(window_image(volume, window, model.hu_range), device=device)
         context = None if before is None else context_of(before, window, device)
         with precision(device):
-            probability = model.network.look(image[None, None].float().contiguous(), context)
+            probability = model.network.look(
+                image[None, None].float().contiguous(), context, pass_index
+            )
             maps = (probability(c).half().cpu().numpy() for c in range(model.network.classes))
             found.append(ClassMaps(maps))
     return PassResult(windows, found, flags)

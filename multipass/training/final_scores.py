@@ -146,11 +146,12 @@ def _score_scan(case: Case, model: Model, rules: Identify) -> list[dict[str, Any
 
 def _grid_rows(model: Model, cohort: Cohort, ids: Sequence[str]) -> list[dict[str, Any]]:
     """Dice of every pass on the windows' grids, as during training."""
-    windows = ("scan", "pelvis") if model.window == "pelvis" else ("scan",)
     amp = precision(next(model.network.parameters()).device)
     rows = []
     for patient_id in ids:
-        dice = patient_dice(model.network, cohort, patient_id, windows, model.passes, amp)
+        dice = patient_dice(
+            model.network, cohort, patient_id, model.windows, len(model.windows), amp
+        )
         for number, of_pass in enumerate(dice.tolist(), start=1):
             for value, structure in enumerate(model.structures, start=1):
                 row = {"case": patient_id, "pass": number, "structure": structure.name}

@@ -18,7 +18,7 @@ from multipass.structures import PELVIS
 def model() -> checkpoint.Model:
     network = MultiPassUNet(1 + len(PELVIS), filters=(8, 8, 8, 8))
     info = {"dice": 0.9, "trained_on": {"patients": 7, "training": ["Doe"]}}
-    return checkpoint.Model(network, list(PELVIS), (-200.0, 1000.0), 2, "pelvis", info)
+    return checkpoint.Model(network, list(PELVIS), (-200.0, 1000.0), ("scan", "pelvis"), info)
 
 
 def test_written_and_read_back(model, tmp_path):
@@ -26,7 +26,7 @@ def test_written_and_read_back(model, tmp_path):
     checkpoint.save(path, checkpoint.as_dict(model))
     back = checkpoint.load(path)
     assert back.structures == model.structures
-    assert (back.hu_range, back.passes, back.window) == ((-200.0, 1000.0), 2, "pelvis")
+    assert (back.hu_range, back.windows) == ((-200.0, 1000.0), ("scan", "pelvis"))
     assert back.info["dice"] == 0.9 and back.info["trained_on"]["patients"] == 7
     assert back.info["versions"]["torch"].startswith("2")
     assert back.sha256 == sha256_of([path]) and len(back.sha256) == 64
@@ -96,8 +96,9 @@ def test_a_truncated_checkpoint(model, tmp_path):
     "change",
     [
         {"format": "other"},
-        {"window": "attic"},
-        {"passes": 0},
+        {"windows": ["scan", "attic"]},
+        {"windows": ["pelvis"]},
+        {"windows": []},
         {"hu_range": [0.0, 0.0]},
         {"hu_range": [float("nan"), 1.0]},
         {"structures": []},
@@ -112,3 +113,19 @@ def test_parts_that_do_not_fit(model, tmp_path, change):
     with pytest.raises(ValueError, match=r"x\.pth") as raised:
         checkpoint.load(path)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("passes", "window", "windows"),
+    [
+        (1, "pelvis", ("scan",)),
+        (2, "pelvis", ("scan", "pelvis")),
+        (3, "scan", ("scan", "scan", "scan")),
+    ],
+)
+def test_a_checkpoint_of_format_1_is_read(model, tmp_path, passes, window, windows):
+    content = checkpoint.as_dict(model)
+    del content["windows"], content["network"]["scales"], content["network"]["extra"]
+    content |= {"format": "multipass-checkpoint-1", "passes": passes, "window": window}
+    checkpoint.save(tmp_path / "old.pth", content)
+    assert checkpoint.load(tmp_path / "old.pth").windows == windows

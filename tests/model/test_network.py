@@ -63,3 +63,44 @@ def test_transfer_moves_structures_and_starts_new_ones_from_zero():
 def test_transfer_refuses_another_backbone():
     with pytest.raises(ValueError, match="filters"):
         transfer(small(3), MultiPassUNet(3, (8, 16, 16, 16)), [0, 1, 2])
+
+
+@torch.no_grad()
+def test_each_pass_has_its_own_norms_and_later_passes_share_the_last():
+    torch.manual_seed(0)
+    network = MultiPassUNet(3, FILTERS, scales=2).eval()
+    image, context = inputs(3)
+    same = network(image, context, 0)
+    assert torch.equal(same, network(image, context, 1))
+    for name, weight in network.named_parameters():
+        if "norm" in name and name.endswith("weight"):
+            weight[1] *= 1.5
+    assert torch.equal(network(image, context, 0), same)
+    assert not torch.equal(network(image, context, 1), same)
+    assert torch.equal(network(image, context, 1), network(image, context, 2))
+
+
+@torch.no_grad()
+def test_one_scale_is_the_network_without_and_starts_one_with_more():
+    plain, fresh = small(3), MultiPassUNet(3, FILTERS, scales=3, extra=1)
+    transfer(fresh, plain, [0, 1, 2])
+    image, context = inputs(3)
+    for index in range(3):
+        found = fresh(image, context, index)
+        assert torch.allclose(found[:, :3], plain(image, context), atol=1e-5)
+        assert not found[:, 3].any()
+
+
+@torch.no_grad()
+def test_classes_of_training_alone_are_background():
+    torch.manual_seed(1)
+    network = MultiPassUNet(3, FILTERS, extra=2).eval()
+    image, context = inputs(3)
+    logits = network(image, context)
+    assert logits.shape[1] == 5
+    maps = torch.softmax(network.merged(logits), 1)[0]
+    all_classes = torch.softmax(logits, 1)[0]
+    assert torch.allclose(maps[0], all_classes[0] + all_classes[3:].sum(0), atol=1e-5)
+    assert torch.allclose(maps[1:], all_classes[1:3], atol=1e-5)
+    found = network.look(image, context[0].__getitem__)
+    assert torch.allclose(torch.stack([found(c) for c in range(3)]), maps, atol=1e-5)

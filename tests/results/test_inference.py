@@ -202,7 +202,11 @@ def test_a_reference_that_is_no_label_map_is_named_and_not_used(script, tmp_path
 def test_as_many_passes_as_in_training(script, tmp_path, monkeypatch):
     volume, _ = oracle.scene(oracle.scene_grid())
     write_image(tmp_path / "in" / "scan.nrrd", volume)
-    monkeypatch.setattr(script, "load_model", lambda path: replace(oracle.model(), passes=3))
+    monkeypatch.setattr(
+        script,
+        "load_model",
+        lambda path: replace(oracle.model(), windows=("scan", "pelvis", "pelvis")),
+    )
     assert run(script, tmp_path) == 0
     report = json.loads((tmp_path / "out" / "scan" / "report.json").read_text())
     assert {row["pass"] for row in report["scores"]} == {3}
@@ -426,7 +430,7 @@ def test_mirroring_swaps_sides():
     class Sided(Network):
         classes = 6
 
-        def forward(self, image, context):
+        def forward(self, image, context, pass_index=0):
             bone = (image[:, 0] - 0.5) * 40
             left = torch.arange(image.shape[2])[None, :, None, None] >= image.shape[2] / 2
             logits = [torch.zeros_like(bone), torch.where(left, bone, -50.0)]

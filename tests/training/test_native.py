@@ -29,7 +29,7 @@ def processed(cohort_dir, tmp_path_factory) -> Path:
 def model() -> checkpoint.Model:
     torch.manual_seed(0)
     network = MultiPassUNet(1 + len(PELVIS), filters=(4, 4, 8, 8)).eval()
-    return checkpoint.Model(network, list(PELVIS), (-200.0, 1000.0), 3, "pelvis")
+    return checkpoint.Model(network, list(PELVIS), (-200.0, 1000.0), ("scan", "pelvis", "pelvis"))
 
 
 def test_a_patient_file_leads_back_to_its_scan(processed, cohort_dir):

@@ -90,7 +90,7 @@ def test_it_reports_and_keeps_the_best(finished):
     assert "dice=" in done.stderr and "loss=" in done.stderr
     model = checkpoint.load(output / "best_model.pth")
     assert model.structures == list(PELVIS)
-    assert (model.passes, model.window, model.hu_range) == (2, "pelvis", (-200.0, 1000.0))
+    assert (model.windows, model.hu_range) == (("scan", "pelvis"), (-200.0, 1000.0))
     trained_on = model.info["trained_on"]
     assert trained_on["patients"] == 2
     ids = set(trained_on["training"]) | set(trained_on["validation"])
@@ -364,7 +364,7 @@ def test_any_number_of_passes_and_both_kinds_of_window(script, data, tmp_path, p
     )  # fmt: skip
     assert script.main(options) == 0
     model = checkpoint.load(tmp_path / "best_model.pth")
-    assert (model.passes, model.window) == (passes, window)
+    assert model.windows == ("scan", *[window] * (passes - 1))
     with next((tmp_path / "runs").iterdir()).joinpath("history.csv").open() as file:
         (row,) = csv.DictReader(file)
     assert [k for k in row if k.startswith("dice_pass") and k[-1].isdigit()] == [

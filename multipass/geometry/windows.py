@@ -6,7 +6,9 @@ and the upper corner in LPS millimetres, at voxel edges.
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from scipy import ndimage
@@ -23,6 +25,12 @@ SCAN_WINDOW_OVERLAP_MM = 150.0
 # 72 slices over 240 mm are 3.3 mm apart; over a whole pelvis with half of the femurs 5 mm.
 MAX_CLOSE_WINDOW_MM = 240.0
 CLOSE_WINDOW_OVERLAP_MM = 80.0
+# Parts of a pelvis: voxels of at most 1.9 x 2.3 x 1.9 mm. Only thighs that are bent up are deeper.
+MAX_PART_MM = (240.0, 300.0, 140.0)
+PART_OVERLAP_MM = 32.0
+# Parts overlap more before their voxels become smaller than this.
+FINEST_PART_VOXEL_MM = (1.2, 1.2, 1.0)
+MOST_PARTS = 12
 PELVIS_MARGIN_MM = 20.0
 # The stored crop is 20 % larger than the pelvis box, so that training can shift and scale the box.
 GUARD = 0.2
@@ -79,16 +87,55 @@ def clipped(box_mm: np.ndarray, limit_mm: np.ndarray) -> np.ndarray:
 def scan_windows(box_mm: np.ndarray) -> list[Grid]:
     """Windows over the body's box, foot to head, each at most 600 mm tall, neighbours overlapping
     by at least 150 mm."""
-    count = _fewest(box_mm, MAX_SCAN_WINDOW_MM, SCAN_WINDOW_OVERLAP_MM)
+    count = _fewest(_height(box_mm), MAX_SCAN_WINDOW_MM, SCAN_WINDOW_OVERLAP_MM)
     return _stacked(box_mm, min(_height(box_mm), MAX_SCAN_WINDOW_MM), count)
 
 
 def close_windows(box_mm: np.ndarray) -> list[Grid]:
     """Windows over the pelvis box, foot to head, each at most 240 mm tall and all of one height,
     neighbours overlapping by 80 mm."""
-    count = _fewest(box_mm, MAX_CLOSE_WINDOW_MM, CLOSE_WINDOW_OVERLAP_MM)
+    count = _fewest(_height(box_mm), MAX_CLOSE_WINDOW_MM, CLOSE_WINDOW_OVERLAP_MM)
     height = (_height(box_mm) + (count - 1) * CLOSE_WINDOW_OVERLAP_MM) / count
     return _stacked(box_mm, height, count)
+
+
+def part_windows(
+    box_mm: np.ndarray,
+    largest_mm: Sequence[float] = MAX_PART_MM,
+    most: int = MOST_PARTS,
+) -> list[Grid]:
+    """Windows of one size over a box, side by side in rows, columns and levels that overlap by at
+    least 32 mm: as few as do with windows of at most `largest_mm`.
+
+    Where that takes more than `most`, they are larger. A box that fits into one window gets one of
+    its own size. Of several, none has voxels smaller than `FINEST_PART_VOXEL_MM`.
+
+    Args:
+        box_mm: (2, 3) corners, LPS.
+        largest_mm: along x, y and z.
+
+    Returns:
+        Windows by level from foot to head, in each from front to back, in each from right to left.
+    """
+    extent = box_mm[1] - box_mm[0]
+    finest = np.asarray(FINEST_PART_VOXEL_MM) * GRID_SIZE
+    largest = np.maximum(largest_mm, finest)
+    counts = np.array(
+        [_fewest(n, m, PART_OVERLAP_MM) for n, m in zip(extent, largest, strict=True)]
+    )
+    while counts.prod() > most:
+        # One fewer along the axis whose voxels are then the least too large.
+        fewer = _part_mm(extent, np.maximum(counts - 1, 1)) / largest
+        counts[np.where(counts > 1, fewer, np.inf).argmin()] -= 1
+    size = np.where(counts > 1, np.maximum(_part_mm(extent, counts), finest), extent)
+    starts = [np.linspace(*ends) for ends in zip(box_mm[0], box_mm[1] - size, counts, strict=True)]
+    lows = (np.array([x, y, z]) for z, y, x in itertools.product(*reversed(starts)))
+    return [window_over(np.stack([low, low + size])) for low in lows]
+
+
+def _part_mm(extent_mm: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """How long windows are along each axis that overlap no more than they must."""
+    return (extent_mm + (counts - 1) * PART_OVERLAP_MM) / counts
 
 
 def in_parts(box_mm: np.ndarray, count: int) -> list[Grid]:
@@ -100,9 +147,9 @@ def _height(box_mm: np.ndarray) -> float:
     return float(box_mm[1, 2] - box_mm[0, 2])
 
 
-def _fewest(box_mm: np.ndarray, tallest_mm: float, overlap_mm: float) -> int:
-    """How many windows of at most this height reach from end to end of a box."""
-    return 1 + max(0, math.ceil((_height(box_mm) - tallest_mm) / (tallest_mm - overlap_mm)))
+def _fewest(length_mm: float, longest_mm: float, overlap_mm: float) -> int:
+    """How many windows of at most some length reach from end to end of a box."""
+    return 1 + max(0, math.ceil((length_mm - longest_mm) / (longest_mm - overlap_mm)))
 
 
 def _stacked(box_mm: np.ndarray, height_mm: float, count: int) -> list[Grid]:

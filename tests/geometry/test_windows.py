@@ -8,15 +8,20 @@ import pytest
 from multipass.geometry.volume import Grid, Volume
 from multipass.geometry.windows import (
     CLOSE_WINDOW_OVERLAP_MM,
+    FINEST_PART_VOXEL_MM,
     GRID_SIZE,
     MAX_CLOSE_WINDOW_MM,
+    MAX_PART_MM,
     MAX_SCAN_WINDOW_MM,
+    MOST_PARTS,
+    PART_OVERLAP_MM,
     SCAN_WINDOW_OVERLAP_MM,
     body_box,
     close_windows,
     guarded,
     in_parts,
     joined,
+    part_windows,
     pelvis_box,
     scan_windows,
     stacked_grid,
@@ -65,6 +70,48 @@ def test_close_windows_cover_the_box_in_one_height(height):
         assert lower[1, 2] - upper[0, 2] == pytest.approx(CLOSE_WINDOW_OVERLAP_MM)
     spacing = windows[0].spacing_mm[2]
     np.testing.assert_allclose(stacked_grid(windows).box_mm(), box, atol=spacing / 2)
+
+
+PART_BOXES_MM = [
+    (60.0, 80.0, 30.0), (240.0, 300.0, 140.0), (240.1, 180.0, 140.1), (260.0, 240.0, 255.0),
+    (392.0, 236.0, 300.0), (410.0, 520.0, 420.0), (400.0, 250.0, 900.0),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("extent", PART_BOXES_MM)
+@pytest.mark.parametrize("most", [1, 5, MOST_PARTS])
+def test_parts_cover_the_box_in_one_size_and_overlap(extent, most):
+    box = np.array([-np.asarray(extent) / 3, np.asarray(extent) * 2 / 3])
+    boxes = np.array([w.box_mm() for w in part_windows(box, most=most)])
+    sizes = boxes[:, 1] - boxes[:, 0]
+    assert len(boxes) <= most
+    np.testing.assert_allclose(sizes, np.broadcast_to(sizes[0], sizes.shape))
+    np.testing.assert_allclose([boxes.min(0)[0], boxes.max(0)[1]], box)
+    starts = [np.unique(boxes[:, 0, axis].round(6)) for axis in range(3)]
+    assert len(boxes) == np.prod([len(s) for s in starts])  # every row with every column and level
+    for start, size in zip(starts, sizes[0], strict=True):
+        assert np.all(start[:-1] + size - start[1:] >= PART_OVERLAP_MM - 1e-5)
+
+
+@pytest.mark.parametrize("extent", PART_BOXES_MM)
+def test_parts_are_as_few_as_their_largest_size_allows_and_no_finer_than_needed(extent):
+    box = np.array([np.zeros(3), extent])
+    windows = part_windows(box)
+    fits = np.asarray(extent) <= MAX_PART_MM
+    assert (len(windows) == 1) == bool(fits.all())
+    for several, voxel, finest in zip(
+        ~fits, windows[0].spacing_mm, FINEST_PART_VOXEL_MM, strict=True
+    ):
+        assert not several or voxel >= finest - 1e-9
+    if len(windows) < MOST_PARTS:
+        assert np.all(windows[0].box_mm()[1] - windows[0].box_mm()[0] <= np.add(MAX_PART_MM, 1e-6))
+
+
+def test_finer_parts_are_more_and_smaller():
+    box = np.array([np.zeros(3), (392.0, 236.0, 300.0)])
+    plain, finer = part_windows(box), part_windows(box, (154.0, 300.0, 90.0), 40)
+    assert len(finer) > len(plain)
+    assert np.all(np.less_equal(finer[0].spacing_mm, plain[0].spacing_mm))
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])

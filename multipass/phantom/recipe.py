@@ -32,7 +32,8 @@ class Recipe:
     table_offset_mm: tuple[float, float, float]  # of the scanner's origin
     position: str
     noise_hu: float
-    kernel_px: float  # blur in the image plane; negative sharpens
+    blur_mm: float  # sigma of the reconstruction kernel in the image plane
+    sharpness: float  # of a kernel that enhances edges, 0 for none
     # the anatomy
     sex: float  # 0 male to 1 female
     scale: float
@@ -161,6 +162,14 @@ def whole_body(recipe: Recipe) -> Recipe:
     )  # fmt: skip
 
 
+def kernel(softness: float) -> dict[str, float]:
+    """Blur and sharpness of a reconstruction kernel, from -1 (bone) to 1 (smooth)."""
+    return {
+        "blur_mm": round(0.4 + 0.5 * max(softness, 0.0), 2),
+        "sharpness": round(max(-softness, 0.0), 2),
+    }
+
+
 def _draw_scan(rng: np.random.Generator, tall: bool, scale: float, matrix: int) -> dict:
     step = float(rng.choice([1.0, 1.25, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0]))
     overlap = rng.random()
@@ -178,7 +187,7 @@ def _draw_scan(rng: np.random.Generator, tall: bool, scale: float, matrix: int) 
         ),
         "position": str(rng.choice(POSITIONS, p=[0.55, 0.25, 0.12, 0.08])),
         "noise_hu": round(float(np.exp(rng.uniform(np.log(6), np.log(45)))), 1),
-        "kernel_px": round(float(rng.uniform(-0.5, 1.0)), 2),
+        **kernel(float(rng.uniform(-0.5, 1.0))),
     }  # fmt: skip
 
 

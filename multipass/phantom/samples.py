@@ -30,8 +30,9 @@ SIZE: dict[str, Any] = {
     "slice_thickness_mm": 4.0,
     "implant": "",
 }
-SIZE |= {"noise_hu": 15.0, "streak_noise_hu": 0.0, "kernel_px": 0.3, "roll_deg": 0.0}
+SIZE |= {"noise_hu": 15.0, "streak_noise_hu": 0.0, "blur_mm": 0.5, "sharpness": 0.0}
 SIZE |= {"bottom_mm": -160.0, "top_mm": 120.0, "pixel_mm": 1.8, "centre_mm": (0.0, 0.0)}
+SIZE |= {"roll_deg": 0.0}
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,7 @@ def _series(recipe: Recipe, grid: Grid, position: str) -> Dataset:
     ds.PatientID = f"PHANTOM-{recipe.seed}-{recipe.index + 1:02d}"
     ds.PatientBirthDate, ds.PatientSex = "", "F" if recipe.sex > 0.5 else "M"
     ds.BodyPartExamined, ds.PatientPosition = "PELVIS", position
-    ds.KVP, ds.ConvolutionKernel = "120", "SHARP" if recipe.kernel_px < -0.1 else "SOFT"
+    ds.KVP, ds.ConvolutionKernel = "120", "SHARP" if recipe.sharpness > 0.1 else "SOFT"
     ds.SliceThickness = f"{recipe.slice_thickness_mm:.3f}"
     ds.StudyInstanceUID = patient_uid(recipe, "study")
     ds.SeriesInstanceUID = patient_uid(recipe, "series", *np.round(grid.affine.ravel(), 4))

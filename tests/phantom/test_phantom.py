@@ -78,7 +78,8 @@ def test_sizes_are_human():
 
 def test_label_fits_the_picture():
     subject = make_subject(
-        5, 2, matrix=192, size="small", noise_hu=0.0, kernel_px=0.0, implant="", calcifications=0,
+        5, 2, matrix=192, size="small", noise_hu=0.0, implant="", calcifications=0, blur_mm=0.0,
+        sharpness=0.0,
         slice_step_mm=3.0, slice_thickness_mm=3.0, vessel_hu=40.0, cortex_hu=1200.0,
         cortex_mm=2.0,
     )  # fmt: skip
@@ -217,7 +218,8 @@ def test_a_whole_body_has_bone_from_crown_to_toes_and_a_mask_from_hips_to_knees(
     subject = make_subject(
         3, 0, matrix=64, size="body", limbs=arms, scale=1.0, bottom_mm=-1000.0, top_mm=840.0,
         slice_step_mm=10.0, slice_thickness_mm=2.0, lattice_mm=4.0, tissue_mm=8.0, pixel_mm=8.5,
-        cortex_hu=1200.0, noise_hu=5.0, fat_mm=20.0, kernel_px=0.0, implant="", cables=0,
+        cortex_hu=1200.0, noise_hu=5.0, fat_mm=20.0, implant="", cables=0, blur_mm=0.0,
+        sharpness=0.0,
     )  # fmt: skip
     heights = -1000.0 + 10.0 * np.arange(subject.label.shape[2])
     labelled = heights[subject.label.any(axis=(0, 1))]

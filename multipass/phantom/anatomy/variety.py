@@ -10,7 +10,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from multipass.phantom.recipe import Recipe, of_size
+from multipass.phantom.recipe import Recipe, kernel, of_size
 
 IMPLANTS = {
     "": 0.66, "prosthesis": 0.1, "two prostheses": 0.05, "sacroiliac screws": 0.04,
@@ -97,7 +97,7 @@ def _picture(rng: np.random.Generator) -> dict:
     low_dose = rng.random() < 0.35
     return {
         "noise_hu": float(np.exp(rng.uniform(np.log(4), np.log(60)))),
-        "kernel_px": float(rng.uniform(-1.0, 1.5)),
+        **kernel(float(rng.uniform(-0.7, 1.0))),
         "streak_noise_hu": float(rng.uniform(3, 25)) if low_dose else 0.0,
     }
 

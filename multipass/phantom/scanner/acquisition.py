@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from scipy.ndimage import gaussian_filter1d
+from scipy.ndimage import convolve1d, gaussian_filter1d
 
 from multipass.geometry.volume import Grid
 from multipass.phantom.anatomy.lattice import Block
@@ -15,6 +15,8 @@ FINE_MM = 1.3  # thick slices are averaged over planes about this far apart
 HU_RANGE = (-1024, 3071)
 METAL = -1
 NO_TISSUE_HU = -500.0
+SHARPEN_MM = 0.9  # sigma of what a sharp kernel subtracts
+THREE_TAPS_PX = 0.6
 
 
 def scan_grid(recipe: Recipe) -> Grid:
@@ -151,22 +153,29 @@ def _paint(
 def _finish(recipe: Recipe, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """Kernel, noise and rounding of one slice (Y, X)."""
     noise = rng.standard_normal(picture.shape, dtype=np.float32)
-    soft = 0.35 + 0.5 * max(recipe.kernel_px, 0)
-    grain = gaussian_filter1d(gaussian_filter1d(noise, soft, 0, truncate=3), soft, 1, truncate=3)
+    blur_px = recipe.blur_mm / recipe.pixel_mm
+    grain = blurred(noise, max(0.7 * blur_px, 0.4))
     grain *= np.float32(recipe.noise_hu) / grain.std()
     if recipe.streak_noise_hu:
         passed = np.clip(picture + 1000, 0, 2500).mean(axis=1, keepdims=True) / 700
         lines = gaussian_filter1d(rng.standard_normal(picture.shape, dtype=np.float32), 15.0, 1)
         grain += lines / lines.std() * (recipe.streak_noise_hu * passed**2).astype(np.float32)
-    if recipe.kernel_px > 0.2:
-        for axis in (0, 1):
-            picture = gaussian_filter1d(picture, recipe.kernel_px, axis, truncate=3)
-    elif recipe.kernel_px < -0.1:
-        blurred = gaussian_filter1d(
-            gaussian_filter1d(picture, 1.0, 0, truncate=3), 1.0, 1, truncate=3
-        )
-        picture = picture - recipe.kernel_px * 1.2 * (picture - blurred)
+    picture = blurred(picture, blur_px)
+    if recipe.sharpness:
+        smooth = blurred(picture, SHARPEN_MM / recipe.pixel_mm)
+        picture = picture + np.float32(1.2 * recipe.sharpness) * (picture - smooth)
     return np.clip(np.rint(picture + grain), *HU_RANGE).astype(np.int16)
+
+
+def blurred(picture: np.ndarray, sigma_px: float) -> np.ndarray:
+    """A Gaussian blur whose variance is right below a pixel, too, where a sampled one's is not."""
+    for axis in (0, 1):
+        if sigma_px < THREE_TAPS_PX:
+            beside = sigma_px**2 / 2
+            picture = convolve1d(picture, [beside, 1 - 2 * beside, beside], axis)
+        else:
+            picture = gaussian_filter1d(picture, sigma_px, axis, truncate=3)
+    return picture
 
 
 def outside_circle(columns: int, rows: int) -> np.ndarray:

@@ -72,6 +72,10 @@ PELVIS = (
     Structure("left femur", *FEMUR, "Femur", "left", (204, 121, 167)),
     Structure("right femur", *FEMUR, "Femur", "right", (240, 228, 66)),
 )
+# Spine, ribs, skull, arms, lower legs: what a phantom knows of a scan's other bone. Networks learn it
+# in training, and write it as background. Its code is this product's own, so that no other
+# segmentation of "Bone" is taken for it.
+OTHER_BONE = Structure("other bone", "99MULTIPASS", "OTHERBONE", "Other bone", "", (150, 150, 150))
 _TABLE_ORDER = {structure.key: i for i, structure in enumerate(PELVIS)}
 
 
@@ -124,7 +128,7 @@ def identify(
     side = next((s for s, code in SIDES.items() if code.value in modifiers), "")
     for words in (*modifiers, meaning, label):
         side = side or side_from_words(words)
-    for structure in PELVIS:
+    for structure in (*PELVIS, OTHER_BONE):
         if Code(structure.value, structure.scheme, "") == Code(value, scheme, ""):
             if structure.side and not side:
                 raise ValueError(

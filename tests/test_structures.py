@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from multipass.structures import (
+    OTHER_BONE,
     PELVIS,
     Structure,
     by_codes,
@@ -78,3 +79,9 @@ def test_segment_attributes_round_trip():
         assert read.key == structure.key and by_codes(drawn)[0].key == structure.key
         assert drawn["SegmentAlgorithmType"] == "MANUAL" and "SegmentAlgorithmName" not in drawn
         assert found["SegmentAlgorithmType"] == "AUTOMATIC" and found["labelID"] == 3
+
+
+def test_other_bone_is_known_by_its_own_code_alone():
+    assert by_codes(to_attributes(OTHER_BONE, 6)) == [OTHER_BONE]
+    assert identify("SCT", "272673000", "Bone", [], "other bone").key != OTHER_BONE.key
+    assert ordered([OTHER_BONE, *PELVIS]) == [*PELVIS, OTHER_BONE]

@@ -1,0 +1,67 @@
+"""What a person reads in a terminal: whole whatever its encoding, and in one sentence."""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from pathlib import Path
+
+LONGEST_SENTENCE = 300
+# numpy, torch and ITK each have words of their own for it.
+_OUT_OF_MEMORY = ("allocate memory", "unable to allocate", "out of memory", "bad_alloc")
+
+
+def settle_streams() -> None:
+    """Lets `print` outlive its terminal: letters that the encoding has not are spelled out, and
+    what nobody reads any more (`| head`) or a full disk has no room for is dropped, so that the run
+    goes on to its end."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper):
+            lasting = io.BufferedWriter(_Lasting(stream.fileno()))
+            encoding = stream.encoding
+            stream = io.TextIOWrapper(lasting, encoding, "backslashreplace", line_buffering=True)
+            setattr(sys, name, stream)
+
+
+class _Lasting(io.RawIOBase):
+    """A descriptor that is written to as long as it takes what is written."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def writable(self) -> bool:
+        return True
+
+    def fileno(self) -> int:
+        return self._descriptor
+
+    def isatty(self) -> bool:
+        return os.isatty(self._descriptor)
+
+    def write(self, data) -> int:
+        try:
+            return os.write(self._descriptor, data)
+        except OSError:
+            return len(data)
+
+
+def printable(text: str | Path) -> str:
+    """Text with file names' undecodable bytes spelled out, as any file and page can hold it."""
+    return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def one_sentence(error: BaseException) -> str:
+    """What happened, for a list of failures; a fault that nobody foresaw is called unexpected."""
+    text = printable(" ".join(str(error).split()))[:LONGEST_SENTENCE]
+    if is_out_of_memory(error):
+        return f"not enough memory ({text})" if text else "not enough memory"
+    foreseen = isinstance(error, (ValueError, OSError)) and not isinstance(error, UnicodeError)
+    return text if foreseen and text else f"unexpected {type(error).__name__}: {text}"
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    if isinstance(error, MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(w in str(error).lower() for w in _OUT_OF_MEMORY)

@@ -1,4 +1,4 @@
-"""Patient files: what `processing.py` writes and `training.py` reads, and how to read them safely.
+"""Patient files: what `processing.py` writes and `training.py` reads.
 
 A patient file is a pickled plain dict, `complete_dataset.pkl` holds all of them:
 
@@ -13,8 +13,7 @@ image: float16 (128, 128, 72) in [0, 1]; label: uint8; fractions: uint8 (K, 128,
 window: origin_mm, spacing_mm. Files without 'parts' or 'elsewhere', as older versions wrote them,
 are read, too.
 
-Neither is read with `pickle.load`: a pickle can name any function, and the reader here admits only
-the few that rebuild numpy arrays of numbers.
+Neither is read with `pickle.load`, which would run code that a file names: see `safe_pickle`.
 """
 
 from __future__ import annotations
@@ -22,12 +21,12 @@ from __future__ import annotations
 import io
 import json
 import pickle
-import pickletools
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from multipass.data.safe_pickle import read_pickle
 from multipass.files import replacing
 from multipass.geometry.volume import Grid, floats3
 from multipass.geometry.windows import GRID_SIZE
@@ -36,110 +35,6 @@ from multipass.structures import Structure, ordered
 FORMAT = 1
 DATASET_NAME = "complete_dataset.pkl"
 STATUSES = ("complete", "cut", "empty", "absent")
-# Kinds of numpy numbers: bool, signed, unsigned, float. No objects, no strings, no records.
-NUMBER_KINDS = "biuf"
-# A patient's pickle has under a thousand opcodes; memo slots far beyond exist only in attacks that
-# make the unpickler reserve memory.
-MAX_MEMO = 1 << 20
-
-# ---------------------------------------------------------------- safe reading
-
-
-class _Dtype:
-    """Stands for numpy.dtype while unpickling; becomes a dtype only if it is one of numbers."""
-
-    def __init__(self, code: str, *_: Any) -> None:
-        dtype = np.dtype(code) if isinstance(code, str) and "," not in code else np.dtype("O")
-        if dtype.kind not in NUMBER_KINDS or dtype.shape:
-            raise pickle.UnpicklingError(f"it holds an array of {code!r}, not of numbers")
-        self.dtype = dtype
-
-    def __setstate__(self, state: tuple) -> None:
-        if len(state) < 5 or any(part is not None for part in state[2:5]):
-            raise pickle.UnpicklingError("it holds an array of records, not of numbers")
-        if state[1] == ">":
-            self.dtype = self.dtype.newbyteorder(">")
-
-
-class _Array(np.ndarray):
-    """Stands for numpy.ndarray while unpickling, for arrays saved by `_reconstruct` and a state."""
-
-    def __setstate__(self, state: tuple) -> None:
-        _, shape, dtype, fortran, raw = state
-        array = _from_buffer(raw, dtype, shape, "F" if fortran else "C")
-        checked: Any = (1, array.shape, array.dtype, bool(fortran), bytes(raw))
-        super().__setstate__(checked)
-
-
-def _from_buffer(buffer: bytes, dtype: _Dtype, shape: tuple, order: Any) -> np.ndarray:
-    return np.frombuffer(bytearray(buffer), dtype.dtype).reshape(shape, order=order)
-
-
-def _reconstruct(kind: str, shape: tuple, code: bytes) -> np.ndarray:
-    if kind is not _NDARRAY or shape != (0,):
-        raise pickle.UnpicklingError("it rebuilds something else than a numpy array")
-    return np.ndarray.__new__(_Array, (0,), np.uint8)
-
-
-# What `_reconstruct` is told to make; not the class itself, which a pickle could call.
-_NDARRAY = "numpy.ndarray"
-_ADMITTED = {
-    ("numpy", "dtype"): _Dtype,
-    ("numpy", "ndarray"): _NDARRAY,
-    **{(f"{core}.numeric", "_frombuffer"): _from_buffer for core in ("numpy._core", "numpy.core")},
-    **{
-        (f"{core}.multiarray", "_reconstruct"): _reconstruct
-        for core in ("numpy._core", "numpy.core")
-    },
-}
-
-
-class _NumbersOnlyUnpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _ADMITTED:
-            raise pickle.UnpicklingError(f"it would call {module}.{name}")
-        return _ADMITTED[module, name]
-
-    def persistent_load(self, pid: Any) -> Any:
-        raise pickle.UnpicklingError("it refers to objects outside itself")
-
-
-def read_pickle(path: Path) -> Any:
-    """Read a pickle of builtins and numpy arrays of numbers, and nothing else.
-
-    Raises:
-        ValueError: the file is damaged, or would run code (the function is named).
-        OSError: the file cannot be read.
-    """
-    try:
-        with Path(path).open("rb") as file:
-            _check_opcodes(file)
-            file.seek(0)
-            return _plain(_NumbersOnlyUnpickler(file).load())
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path}: refused, {error}") from None
-    except OSError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path}: not a patient file or damaged ({reason})") from None
-
-
-def _check_opcodes(file: io.BufferedReader) -> None:
-    for opcode, argument, _ in pickletools.genops(file):
-        if opcode.name in ("LONG_BINPUT", "PUT") and int(argument or 0) > MAX_MEMO:
-            raise pickle.UnpicklingError("it reserves an absurd amount of memory")
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, _Array):
-        return value.view(np.ndarray)
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value
-
 
 # --------------------------------------------------------------------- writing
 

@@ -85,7 +85,7 @@ def twice(inner: bytes, levels: int, made_of_two: bytes) -> bytes:
     code = b"\x80\x04" + inner + b"\x94"
     for level in range(levels):
         two = b"h" + bytes([level])
-        code += made_of_two.replace(b"2", two + two) + b"\x94"
+        code += made_of_two.replace(b"2", two) + b"\x94"
     return code
 
 
@@ -100,12 +100,12 @@ def bombs() -> dict[str, bytes]:
         b"h%c(h%ch%ce0" % (k, k - 1, k - 1) for k in range(39, 0, -1)
     )
     return {
-        "lists of twice the same": twice(one, 40, b"](2e") + b".",
-        "dicts of twice the same": twice(b"}", 40, b"}(\x8c\x01ah\x00\x8c\x01bh\x00u(2t") + b".",
+        "lists of twice the same": twice(one, 40, b"](22e") + b".",
+        "dicts of twice the same": twice(one, 40, b"}(\x8c\x01a2\x8c\x01b2u") + b".",
         "lists filled afterwards": head + filled_later + b".",
-        "tuples as keys": twice(one, 40, b"2\x86") + b"}h\x28Ns.",
-        "tuples in a set": twice(one, 40, b"2\x86") + b"\x8f(h\x28\x90.",
-        "tuples as a dtype": twice(one, 40, b"2\x86")
+        "tuples as keys": twice(one, 40, b"22\x86") + b"}h\x28Ns.",
+        "tuples in a set": twice(one, 40, b"22\x86") + b"\x8f(h\x28\x90.",
+        "tuples as a dtype": twice(one, 40, b"22\x86")
         + b"\x8c\x05numpy\x8c\x05dtype\x93h\x28\x85R.",
         "doubled on the stack": head + b"]" + b"2\x86" * 40 + b".",
         "one buffer in many arrays": head + raw + b"](" + 2000 * (array % b"h\x00") + b"e.",

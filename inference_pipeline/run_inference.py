@@ -254,7 +254,7 @@ def look(
     kept = results[-1] if options.probabilities else None
     done = Segmented(
         case.name, scan.upright, labels, scan.grid, mask, scan.slices, model.structures,
-        kept, scored.reference, flags, scan.tilted is not None,
+        kept, scored.reference, flags, scan.is_resampled,
     )  # fmt: skip
     return done, structures, scored
 

@@ -5,26 +5,23 @@ A scan keeps its own grid, whatever its orientation; the passes run on its uprig
 
 from __future__ import annotations
 
-import gzip
-import math
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import SimpleITK as sitk
 
 from multipass.data import patient_files
+from multipass.data.images import distinct_whole, read_image
 from multipass.data.scans import Case
 from multipass.dicom import ct, hounsfield, series
 from multipass.geometry import windows
+from multipass.geometry.lattices import nearest_grid, shear_degrees
 from multipass.geometry.volume import (
     AIR_HU,
     Grid,
     Volume,
     axis_order,
     floats3,
-    from_sitk,
     ints3,
     resample,
     upright,
@@ -32,9 +29,10 @@ from multipass.geometry.volume import (
 )
 
 SLAB = 16
-CHUNK_BYTES = 1 << 22
 # Below -300 HU, so that the body is told from air, and 0 in the image's range like the original.
 PATIENT_FILE_AIR_HU = -1000.0
+# TotalSegmentator has 117 structures; a CT has thousands of values, an 8-bit picture up to 256.
+MOST_LABELS = 128
 
 
 @dataclass(frozen=True)
@@ -46,6 +44,8 @@ class Scan:
         upright: HU in LPS axis order: the same voxels, or resampled where the scan is oblique.
         slices: the DICOM slices in the order of the third axis, () for other formats.
         tilted: the CT, where its gantry was tilted: `grid` is then upright and resampled.
+        sheared: (4, 4) affine of an image file's voxels in LPS mm, where its axes are not at right
+            angles: `grid` is then upright and resampled.
         notes: what a person should know of this scan.
     """
 
@@ -54,6 +54,12 @@ class Scan:
     slices: tuple[series.Slice, ...] = ()
     notes: tuple[str, ...] = ()
     tilted: ct.CT | None = None
+    sheared: np.ndarray | None = None
+
+    @property
+    def is_resampled(self) -> bool:
+        """Whether `grid` is another than that of the files."""
+        return self.tilted is not None or self.sheared is not None
 
     @property
     def is_oblique(self) -> bool:
@@ -72,56 +78,47 @@ def read_scan(case: Case) -> Scan:
         return Scan(scan.volume.grid, upright(scan.volume), scan.slices, scan.notes, tilted)
     if case.path.suffix.lower() == ".pkl":
         return _scan_of_patient(patient_files.read_patient(case.path))
-    volume, notes = _read_image(case.path)
-    return Scan(volume.grid, upright(volume), notes=notes)
+    return _scan_of_image(case.path)
 
 
-def _read_image(path: Path) -> tuple[Volume, tuple[str, ...]]:
-    try:
-        _check_whole(path)
-        image = sitk.ReadImage(str(path))
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[-1]
-        raise ValueError(f"{path.name}: cannot be read ({reason})") from None
-    if image.GetDimension() == 4 and image.GetSize()[3] == 1:
-        image = image[:, :, :, 0]
-    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise ValueError(f"{path.name}: {image.GetSize()}, one scalar 3D image is needed")
-    if min(image.GetSize()) < series.MIN_SLICES:
-        raise ValueError(f"{path.name}: {image.GetSize()} voxels, at least 3 along each axis")
-    volume = from_sitk(image)
-    array = volume.array
+def _scan_of_image(path: Path) -> Scan:
+    image = read_image(path)
+    size = ints3(image.array.shape)
+    if min(size) < series.MIN_SLICES:
+        raise ValueError(f"{path.name}: {size} voxels, at least 3 along each axis")
+    labels = distinct_whole(image.array, MOST_LABELS)
+    if labels:
+        raise ValueError(
+            f"{path.name}: looks like a label map, {len(labels)} whole numbers from {labels[0]} to "
+            f"{labels[-1]}; a reference is called as its scan with _seg behind it"
+        )
+    values, unknown = _hounsfield(image.array, path)
+    notes = [*image.notes, *unknown, *hounsfield.implausible(values)]
+    grid = nearest_grid(image.affine, size)
+    if grid is not None:
+        return Scan(grid, upright(Volume(values, grid)), notes=tuple(notes))
+    notes.append(
+        f"axes {shear_degrees(image.affine):.1f} degrees off right angles, resampled to an upright "
+        "grid"
+    )
+    resampled = ct.resample_lattice(values, image.affine, ct.tilted_grid(image.affine, size))
+    return Scan(resampled.grid, resampled, notes=tuple(notes), sheared=image.affine)
+
+
+def _hounsfield(array: np.ndarray, path: Path) -> tuple[np.ndarray, list[str]]:
+    """int16 HU, and a note where voxels hold no number: they are read as air, since programs fill
+    with NaN what no scanner saw."""
+    notes = []
     if array.dtype.kind == "f":
-        if not np.isfinite(array).all():
-            raise ValueError(f"{path.name}: holds values that are not numbers")
+        is_number = np.isfinite(array)
+        part = 1 - float(is_number.mean())
+        if part == 1:
+            raise ValueError(f"{path.name}: holds no number")
+        if part:
+            array = np.where(is_number, array, AIR_HU)
+            notes = [f"{part:.1%} of its voxels hold no number, read as air"]
         array = np.rint(array)
-    values = np.clip(array, AIR_HU, hounsfield.MAX_HU).astype(np.int16)
-    keys = ("qform_code", "sform_code")
-    codes = [image.GetMetaData(key) for key in keys if image.HasMetaDataKey(key)]
-    notes = hounsfield.implausible(values)
-    if codes and set(codes) == {"0"}:
-        notes.append("this file does not say which side is left")
-    return Volume(values, volume.grid), tuple(notes)
-
-
-def _check_whole(path: Path) -> None:
-    """Raise ValueError for a NIfTI file that was cut off: ITK reads what is missing as zeros."""
-    if not path.name.lower().endswith((".nii", ".nii.gz")):
-        return
-    reader = sitk.ImageFileReader()
-    reader.SetFileName(str(path))
-    reader.ReadImageInformation()
-    itemsize = int(reader.GetMetaData("bitpix")) // 8
-    wanted = int(float(reader.GetMetaData("vox_offset"))) + itemsize * math.prod(reader.GetSize())
-    length = path.stat().st_size
-    if path.name.lower().endswith(".gz"):
-        try:
-            with gzip.open(path) as file:
-                length = sum(len(chunk) for chunk in iter(lambda: file.read(CHUNK_BYTES), b""))
-        except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-            raise ValueError(f"{path.name}: damaged, {error}") from None
-    if length < wanted:
-        raise ValueError(f"{path.name}: cut off, {length} bytes of {wanted}")
+    return np.clip(array, AIR_HU, hounsfield.MAX_HU).astype(np.int16), notes
 
 
 def _scan_of_patient(patient: dict) -> Scan:

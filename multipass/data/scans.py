@@ -17,6 +17,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from multipass.data.images import detached
 from multipass.data.patient_files import DATASET_NAME
 from multipass.data.prepare import CT_FOLDER, LANDMARK_FOLDER, SEG_FOLDER
 from multipass.dicom import series as dicom
@@ -55,14 +56,14 @@ class Case:
     def files(self) -> list[Path]:
         """What the scan is read from, in a fixed order."""
         if self.series is None:
-            return [self.path, *_detached(self.path)]
+            return [self.path, *detached(self.path)]
         return sorted({piece.path for piece in self.series.slices})
 
     @property
     def reference_files(self) -> list[Path]:
         """What the reference is read from; [] where there is none."""
         beside = self.reference_path
-        labels = [beside, *_detached(beside)] if beside else []
+        labels = [beside, *detached(beside)] if beside else []
         return [*(header.path for header in self.seg), *labels]
 
 
@@ -92,7 +93,9 @@ def find_cases(root: Path, stack: ExitStack) -> FoundCases:
             _add_zip(path, found, stack)
         elif _stem(path) is not None and path.name != DATASET_NAME and not _is_reference(path):
             found.cases.append(Case(_stem(path) or "", path, reference_path=_reference(path)))
+    known = {file for case in found.cases for file in case.files}
     unknown = [p for p in files if _stem(p) is None and p.suffix.lower() not in IGNORED_SUFFIXES]
+    unknown = [p for p in unknown if p not in known]
     for unit, members in _units(root, unknown):
         _add_dicom(unit, members, found)
     found.cases = _uniquely_named(found.cases)
@@ -206,15 +209,6 @@ def _stem(path: Path) -> str | None:
         if path.name.lower().endswith(suffix):
             return path.name[: -len(suffix)]
     return None
-
-
-def _detached(path: Path) -> list[Path]:
-    """The file with the voxels of a MetaImage or NRRD header, where it is another one."""
-    if path.suffix.lower() not in (".mhd", ".nhdr"):
-        return []
-    text = path.read_text(encoding="utf-8", errors="replace")
-    named = re.findall(r"(?im)^(?:ElementDataFile\s*=|data ?file:)\s*(\S.*?)\s*$", text)
-    return [path.parent / name for name in named if (path.parent / name).is_file()]
 
 
 def _is_reference(path: Path) -> bool:

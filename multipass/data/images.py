@@ -1,0 +1,180 @@
+"""Image files: NIfTI, NRRD and MetaImage as voxels and the place of each; what is damaged, cut off
+or does not say which side is left.
+
+ITK checks no checksum, gives what a cut zlib stream holds, and calls a MetaImage that is cut off a
+file that does not exist; so files are measured before it reads them.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import SimpleITK as sitk
+
+from multipass.data.nifti import CHUNK_BYTES, NO_SIDES, read_nifti
+from multipass.geometry.volume import grid_of
+
+# A header longer than this is none.
+HEADER_BYTES = 1 << 20
+# zlib's: both zlib and gzip streams.
+ANY_STREAM = 47
+# A pattern with more files than this is a mistake.
+MOST_FILES = 100_000
+META_BYTES = {
+    "CHAR": 1, "UCHAR": 1, "SHORT": 2, "USHORT": 2, "INT": 4, "UINT": 4, "LONG": 4, "ULONG": 4,
+    "LONG_LONG": 8, "ULONG_LONG": 8, "FLOAT": 4, "DOUBLE": 8,
+}  # fmt: skip
+# NRRD's fields that put the voxels elsewhere than behind the header.
+SKIPS = {"byte skip", "byteskip", "line skip", "lineskip"}
+# NRRD's spaces that name the patient's sides, by their first axis' ends.
+SIDED_SPACE = re.compile(r"(?i)^(left|right)-|^[LR][AP]S")
+
+
+@dataclass(frozen=True)
+class Image:
+    """An image file in memory.
+
+    Attributes:
+        array: (X, Y, Z) as stored, after slope and intercept.
+        affine: (4, 4) from voxel indices to LPS mm; sheared where the file says so.
+        fields: the text fields of its header, as ITK names them; {} for NIfTI.
+        notes: what a person should know of the file.
+    """
+
+    array: np.ndarray
+    affine: np.ndarray
+    fields: dict[str, str]
+    notes: tuple[str, ...] = ()
+
+
+def read_image(path: Path) -> Image:
+    """One scalar volume.
+
+    Raises:
+        ValueError: the file is damaged or cut off, or holds no scalar volume.
+    """
+    if path.name.lower().endswith((".nii", ".nii.gz")):
+        array, affine, notes = read_nifti(path)
+        return Image(array, affine, {}, tuple(notes))
+    _check_whole(path)
+    try:
+        image = sitk.ReadImage(str(path))
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[-1]
+        raise ValueError(f"{path.name}: cannot be read ({reason})") from None
+    if image.GetDimension() == 4 and image.GetSize()[3] == 1:
+        image = image[:, :, :, 0]
+    if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
+        raise ValueError(f"{path.name}: {image.GetSize()}, one scalar 3D image is needed")
+    fields = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
+    notes = [] if _names_sides(path, fields) else [NO_SIDES]
+    array = sitk.GetArrayFromImage(image).T
+    return Image(array, grid_of(image).affine, fields, tuple(notes))
+
+
+def detached(path: Path) -> list[Path]:
+    """The files with the voxels of a MetaImage or NRRD header: one, a list of them, or those of a
+    pattern as `slice%03d.raw 1 100 1`. [] where the voxels follow the header."""
+    if path.suffix.lower() not in (".mhd", ".mha", ".nhdr", ".nrrd"):
+        return []
+    return [path.parent / name for name in _data_names(path) if (path.parent / name).is_file()]
+
+
+def _data_names(path: Path) -> Iterator[str]:
+    text = _head(path).decode("utf-8", errors="replace")
+    found = re.search(r"(?im)^(?:ElementDataFile\s*=|data ?file:)[ \t]*(\S.*?)[ \t\r]*$", text)
+    if found is None or found[1].upper() == "LOCAL":
+        return
+    pattern = re.fullmatch(r"(\S*%0?\d*d\S*)\s+(-?\d+)\s+(-?\d+)\s+(-?\d+)(?:\s+\d+)?", found[1])
+    if found[1].upper().split()[0] == "LIST":
+        yield from (line.strip() for line in text[found.end() :].splitlines() if line.strip())
+    elif pattern:
+        first, last, step = (int(number) for number in pattern.groups()[1:])
+        numbers = range(first, last + (1 if step >= 0 else -1), step or 1)
+        for number in numbers[:MOST_FILES]:
+            yield re.sub(r"%(0?\d*)d", lambda form, n=number: f"{n:{form[1]}d}", pattern[1])
+    else:
+        yield found[1]
+
+
+def _names_sides(path: Path, fields: dict[str, str]) -> bool:
+    if path.suffix.lower() in (".nrrd", ".nhdr"):
+        return bool(SIDED_SPACE.match(fields.get("NRRD_space", "")))
+    return bool(re.search(rb"(?m)^(TransformMatrix|Orientation|Rotation)\s*=", _head(path)))
+
+
+def _check_whole(path: Path) -> None:
+    """Raise ValueError for a MetaImage or NRRD file whose voxels are cut off or damaged."""
+    head, is_meta = _head(path), path.suffix.lower() in (".mha", ".mhd")
+    missing = [name for name in _data_names(path) if not (path.parent / name).is_file()]
+    if missing:
+        raise ValueError(f"{path.name}: its voxels are to lie in {missing[0]}, which is not there")
+    files = detached(path)
+    end = 0 if files else _end_of_header(head, is_meta)
+    text = (head[:end] if end else head).decode("latin-1")
+    fields = dict(re.findall(r"(?m)^([\w ]+?)\s*[=:]\s*(.*?)\s*$", text))
+    wanted = _meta_bytes(fields) if is_meta else None
+    if is_meta:
+        packed = fields.get("CompressedData", "").lower() == "true"
+    else:
+        packed = fields.get("encoding", "").lower() in ("gzip", "gz") and not SKIPS & set(fields)
+    if packed and len(files) < 2:
+        _check_stream(files[0] if files else path, end, wanted)
+    elif wanted is not None and not packed:
+        held = sum(file.stat().st_size for file in files or [path]) - end
+        if held < wanted:
+            raise ValueError(f"{path.name}: cut off, {held} bytes of voxels, not {wanted}")
+
+
+def _head(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(HEADER_BYTES)
+
+
+def _end_of_header(head: bytes, is_meta: bool) -> int:
+    """Where the voxels of a file with its own voxels start; 0 where that is not found."""
+    last = re.search(rb"(?m)^ElementDataFile\s*=.*\n" if is_meta else rb"\r?\n\r?\n", head)
+    return last.end() if last else 0
+
+
+def _meta_bytes(fields: dict[str, str]) -> int | None:
+    """Bytes of a MetaImage's unpacked voxels; None where its header leaves that open."""
+    size = re.findall(r"\d+", fields.get("DimSize", ""))
+    item = META_BYTES.get(fields.get("ElementType", "").removeprefix("MET_"))
+    if item is None or not size or fields.get("BinaryData", "True").lower() == "false":
+        return None
+    return math.prod(map(int, size)) * item * int(fields.get("ElementNumberOfChannels", 1))
+
+
+def _check_stream(path: Path, start: int, wanted: int | None) -> None:
+    """Unpacks to the checksum."""
+    stream, held = zlib.decompressobj(ANY_STREAM), 0
+    with path.open("rb") as file:
+        file.seek(start)
+        try:
+            while not stream.eof and (chunk := file.read(CHUNK_BYTES)):
+                held += len(stream.decompress(chunk))
+        except zlib.error as error:
+            raise ValueError(f"{path.name}: damaged, {error}") from None
+    if not stream.eof or (wanted is not None and held < wanted):
+        raise ValueError(f"{path.name}: cut off, its packed voxels end after {held} bytes")
+
+
+def distinct_whole(array: np.ndarray, most: int) -> Sequence[int]:
+    """The values of an array of whole numbers from 0 on; () where it has others, or more than
+    `most`."""
+    found: set[int] = set()
+    for k in range(array.shape[2]):
+        values = np.unique(array[:, :, k])
+        if not (np.isfinite(values).all() and (values >= 0).all() and (values % 1 == 0).all()):
+            return ()
+        found |= set(values.astype(int).tolist())
+        if len(found) > most:
+            return ()
+    return sorted(found)

@@ -1,0 +1,53 @@
+"""Lattices of voxels in patient space, sheared ones included, as (4, 4) affines in LPS mm."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from multipass.geometry.volume import Grid, floats3, ints3
+
+# A lattice that a grid meets to half a voxel at all corners is that grid, written with rounding;
+# beyond it is sheared, as a gantry counts as tilted.
+SAME_VOXEL = 0.5
+
+
+def corners_mm(affine: np.ndarray, size: Sequence[int]) -> np.ndarray:
+    """(8, 3) centres of the corner voxels of a lattice of `size` voxels."""
+    index = np.stack(np.meshgrid(*[(0, n - 1) for n in size], indexing="ij"), -1).reshape(-1, 3)
+    return index @ affine[:3, :3].T + affine[:3, 3]
+
+
+def apart_mm(affine: np.ndarray, other: np.ndarray, size: Sequence[int]) -> float:
+    """How far the farthest voxel of one lattice lies from the same voxel of another: at a corner,
+    since the difference of two affine maps is affine."""
+    off = corners_mm(affine, size) - corners_mm(other, size)
+    return float(np.linalg.norm(off, axis=1).max())
+
+
+def voxel_mm(affine: np.ndarray) -> float:
+    """The shortest side of a lattice's voxels."""
+    return float(np.linalg.norm(affine[:3, :3], axis=0).min())
+
+
+def nearest_grid(affine: np.ndarray, size: Sequence[int]) -> Grid | None:
+    """The grid with right angles that lies nearest, None where it is off by half a voxel or more.
+
+    The directions are the orthogonal polar factor of the normalised axes; the middle voxel stays.
+    """
+    spacing = np.linalg.norm(affine[:3, :3], axis=0)
+    u, _, vt = np.linalg.svd(affine[:3, :3] / spacing)
+    middle = (np.asarray(size) - 1) / 2
+    place = affine[:3, :3] @ middle + affine[:3, 3]
+    origin = place - u @ vt @ (spacing * middle)
+    direction = tuple((u @ vt).ravel().tolist())
+    grid = Grid(ints3(size), floats3(spacing), floats3(origin), direction)
+    return grid if apart_mm(grid.affine, affine, size) < SAME_VOXEL * spacing.min() else None
+
+
+def shear_degrees(affine: np.ndarray) -> float:
+    """The largest deviation of two axes from a right angle."""
+    axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
+    cosines = np.abs((axes.T @ axes)[np.triu_indices(3, 1)])
+    return float(np.degrees(np.arcsin(cosines.max().clip(0, 1))))

@@ -72,8 +72,8 @@ PELVIS = (
     Structure("left femur", *FEMUR, "Femur", "left", (204, 121, 167)),
     Structure("right femur", *FEMUR, "Femur", "right", (240, 228, 66)),
 )
-# Spine, ribs, skull, arms, lower legs: what a phantom knows of a scan's other bone. Networks learn it
-# in training, and write it as background. Its code is this product's own, so that no other
+# Spine, ribs, skull, arms, lower legs: what a phantom knows of a scan's other bone. Networks learn
+# it in training, and write it as background. Its code is this product's own, so that no other
 # segmentation of "Bone" is taken for it.
 OTHER_BONE = Structure("other bone", "99MULTIPASS", "OTHERBONE", "Other bone", "", (150, 150, 150))
 _TABLE_ORDER = {structure.key: i for i, structure in enumerate(PELVIS)}

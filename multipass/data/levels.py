@@ -45,7 +45,10 @@ Fractions = Callable[[Grid], np.ndarray]
 
 def packed(array: np.ndarray) -> dict[str, Any]:
     """An (X, Y, Z) array of numbers as blocks of 64 x 64 x 32 voxels, each packed by zlib."""
-    data = [zlib.compress(np.ascontiguousarray(array[box]).data, PACKING) for box in _blocks(array.shape)]
+    data = [
+        zlib.compress(np.ascontiguousarray(array[box]).data, PACKING)
+        for box in _blocks(array.shape)
+    ]
     return {"shape": list(array.shape), "dtype": array.dtype.str, "blocks": data}
 
 
@@ -229,7 +232,9 @@ def level_for(levels: Sequence[Level], box_mm: np.ndarray, spacing_mm: Sequence[
 
 
 def _holds(box_mm: np.ndarray, seen_mm: np.ndarray, slack_mm: np.ndarray) -> bool:
-    return bool((box_mm[0] <= seen_mm[0] + slack_mm).all() and (box_mm[1] >= seen_mm[1] - slack_mm).all())
+    return bool(
+        (box_mm[0] <= seen_mm[0] + slack_mm).all() and (box_mm[1] >= seen_mm[1] - slack_mm).all()
+    )
 
 
 def _coarseness(level: Level) -> float:

@@ -31,8 +31,8 @@ from native_scores import (
     by_patient,
     claim,
     differences,
-    interval,
     outputs,
+    over_patients,
     read_rows,
     read_test_scan,
     report,
@@ -44,6 +44,7 @@ from native_scores import (
 
 from multipass.data.scans import Case, find_cases
 from multipass.evaluation import metrics
+from multipass.evaluation.tables import with_interval
 from multipass.files import code_sha256, sha256_of
 from multipass.geometry.labelmaps import LEAST_PART_MM3
 from multipass.geometry.volume import Volume
@@ -107,13 +108,16 @@ def evaluate(case: Case, options: Options) -> Path:
     return path
 
 
-def kinds(case: Case, volume: Volume, whole: bool) -> dict[str, int]:
-    """What may make a scan hard: 1 where it does."""
+def kinds(case: Case, volume: Volume, whole: bool) -> dict[str, Any]:
+    """What may make a scan hard, 1 where it does; 'group': the anatomy that it shares with others,
+    which the phantom writes as a comment, or else itself."""
     assert case.series is not None, "read_test_scan has refused it"
-    first = pydicom.dcmread(case.series.slices[0].path, specific_tags=["PatientPosition"])
+    tags = ["PatientPosition", "PatientComments"]
+    first = pydicom.dcmread(case.series.slices[0].path, specific_tags=tags)
     height_mm = volume.grid.size[2] * volume.grid.spacing_mm[2]
     metal_ml = np.count_nonzero(volume.array > METAL_HU) * volume.grid.voxel_ml
     return {
+        "group": str(first.get("PatientComments", "") or case.name),
         "prone": int(str(first.get("PatientPosition", "")).endswith("P")),
         "tall": int(height_mm >= TALL_MM), "metal": int(metal_ml > METAL_ML),
         "cut": int(not whole),
@@ -130,8 +134,8 @@ def by_kind(rows: list[dict[str, Any]], output: str) -> list[str]:
     for name, of_kind in groups.items():
         dice, hd95 = (by_patient(of_kind, m).get((NAME, output), {}) for m in ("dice", "hd95_mm"))
         if dice:
-            cells = [name, str(len(dice)), interval(dice.values(), 3)]
-            cells += [f"{min(dice.values()):.3f}", interval(hd95.values(), 1)]
+            cells = [name, str(len(dice)), over_patients(dice, rows, 3)]
+            cells += [f"{min(dice.values()):.3f}", over_patients(hd95, rows, 1)]
             lines.append("| " + " | ".join(cells) + " |")
     return lines
 
@@ -139,19 +143,20 @@ def by_kind(rows: list[dict[str, Any]], output: str) -> list[str]:
 def by_structure(rows: list[dict[str, Any]], output: str) -> list[str]:
     """Markdown: every structure in one output."""
     scored = [
-        row | {"pass": 0, "case": row["patient"]} | {m: float(row[m]) for m in ("dice", "hd95_mm")}
-        | {m: float(row[m]) for m in ("assd_mm", "nsd_2mm")}
+        row | {"pass": 0, "case": row["patient"]} | {m: float(row[m]) for m in metrics.METRICS}
         for row in rows
         if row["output"] == output
-    ]  # fmt: skip
-    lines = [f"| {output} | Dice | worst | HD95 mm | ASSD mm | NSD 2 mm |", "|" + "---|" * 6]
+    ]
+    headings = ["Dice", "worst", "HD95 mm", "ASSD mm", "NSD 1 mm", "2 mm", "3 mm"]
+    lines = [f"| {output} | {' | '.join(headings)} |", "|" + "---|" * (1 + len(headings))]
     for line in metrics.table(scored):
-        lines.append(
-            f"| {line['structure']} | {line['dice']:.3f} [{line['dice_low']:.3f}, "
-            f"{line['dice_high']:.3f}] | {line['dice_worst']:.3f} | {line['hd95_mm']:.1f} "
-            f"[{line['hd95_mm_low']:.1f}, {line['hd95_mm_high']:.1f}] | {line['assd_mm']:.2f} | "
-            f"{line['nsd_2mm']:.3f} |"
-        )
+        intervals = [
+            with_interval(line[metric], line[f"{metric}_low"], line[f"{metric}_high"], digits)
+            for metric, digits in (("dice", 3), ("hd95_mm", 1))
+        ]
+        cells = [line["structure"], intervals[0], f"{line['dice_worst']:.3f}", intervals[1]]
+        cells += [f"{line['assd_mm']:.2f}", *(f"{line[metric]:.3f}" for metric in metrics.NSD)]
+        lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 

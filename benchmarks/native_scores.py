@@ -17,9 +17,9 @@ sys.path.insert(0, str(ROOT))  # before this folder, which has a training.py, to
 
 from multipass.data.scans import Case, find_cases  # noqa: E402
 from multipass.dicom.ct import read_ct  # noqa: E402
-from multipass.evaluation.metrics import bootstrap_interval, compare  # noqa: E402
+from multipass.evaluation.metrics import compare  # noqa: E402
 from multipass.evaluation.scoring import reference_labels  # noqa: E402
-from multipass.evaluation.tables import with_interval  # noqa: E402
+from multipass.evaluation.tables import mean_with_interval  # noqa: E402
 from multipass.files import claimed_otherwise, replacing, sha256_of  # noqa: E402
 from multipass.geometry.labelmaps import LEAST_PART_MM3  # noqa: E402
 from multipass.geometry.volume import Volume, upright  # noqa: E402
@@ -131,8 +131,8 @@ def means(rows: list[dict[str, str]]) -> list[str]:
     ]
     for key in dice:
         worst = min(dice[key].values())
-        cells = [*key, interval(dice[key].values(), 4), f"{worst:.3f}"]
-        cells += [interval(hd95[key].values(), 1)]
+        cells = [*key, over_patients(dice[key], rows, 4), f"{worst:.3f}"]
+        cells += [over_patients(hd95[key], rows, 1)]
         cells += [f"{outcomes[(*key, 'missed')]}, {outcomes[(*key, 'false alarm')]}"]
         lines.append("| " + " | ".join(cells) + " |")
     return lines
@@ -147,16 +147,16 @@ def differences(rows: list[dict[str, str]], pairs: Sequence[tuple]) -> list[str]
         if one in there and other in there:
             text = f"{', '.join(one)} - {', '.join(other)}"
             dice, hd95 = (paired(rows, metric, one, other) for metric in ("dice", "hd95_mm"))
-            cells = [text, interval(dice, 4), interval(hd95, 1)]
-            cells += [f"{sum(value > 0 for value in dice)} of {len(dice)}"]
+            cells = [text, over_patients(dice, rows, 4), over_patients(hd95, rows, 1)]
+            cells += [f"{sum(value > 0 for value in dice.values())} of {len(dice)}"]
             lines.append("| " + " | ".join(cells) + " |")
     return lines
 
 
 def paired(
     rows: list[dict[str, str]], metric: str, one: tuple[str, str], other: tuple[str, str]
-) -> list[float]:
-    """A difference a patient: the mean over the seeds and structures that have a value on both
+) -> dict[str, float]:
+    """Each patient's difference: the mean over the seeds and structures that have a value on both
     sides, so that a bone which one side misses does not better that side's distance."""
     values: dict[tuple[str, str], dict[tuple, float]] = {one: {}, other: {}}
     for row in rows:
@@ -168,13 +168,14 @@ def paired(
         difference = value - values[other].get(place, np.nan)
         if np.isfinite(difference):
             differences.setdefault(place[0], []).append(difference)
-    return [float(np.mean(of_patient)) for of_patient in differences.values()]
+    return {patient: float(np.mean(values)) for patient, values in differences.items()}
 
 
-def interval(values: Any, digits: int) -> str:
-    """The mean and its 95 % interval, if there is one."""
-    values = list(values)
-    return with_interval(float(np.nanmean(values)), *bootstrap_interval(values), digits)
+def over_patients(values: dict[str, float], rows: Sequence[dict[str, Any]], digits: int) -> str:
+    """The mean and its 95 % interval; patients whose rows name one group, as the anatomy that they
+    share, are drawn together."""
+    groups = {row["patient"]: row.get("group") or row["patient"] for row in rows}
+    return mean_with_interval(values.values(), digits, [groups[patient] for patient in values])
 
 
 def read_rows(paths: Sequence[Path]) -> list[dict[str, str]]:

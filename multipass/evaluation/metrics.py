@@ -16,16 +16,18 @@ compared as it is: the cut face counts as surface, in the mask and in the refere
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
+from scipy.stats import bootstrap
 
-from multipass.evaluation.surfaces import surface, surface_distances
+from multipass.evaluation.surfaces import NSD_TOLERANCES_MM, surface, surface_distances
 from multipass.geometry.labelmaps import boxes_of
 
-METRICS = ("dice", "hd95_mm", "assd_mm", "nsd_2mm")
-HIGHER_IS_BETTER = {"dice": True, "hd95_mm": False, "assd_mm": False, "nsd_2mm": True}
+NSD = tuple(f"nsd_{tolerance_mm}mm" for tolerance_mm in NSD_TOLERANCES_MM)
+METRICS = ("dice", "hd95_mm", "assd_mm", *NSD)
+HIGHER_IS_BETTER = {metric: metric not in ("hd95_mm", "assd_mm") for metric in METRICS}
 MEAN_OF_STRUCTURES = "mean of structures"
 
 
@@ -46,8 +48,8 @@ def compare(
             structure without a voxel in the reference counts as empty.
 
     Returns:
-        One row a structure: structure, outcome, dice, hd95_mm, assd_mm, nsd_2mm, volume_ml,
-        reference_ml. Volumes are of the whole scan.
+        One row a structure: structure, outcome, the METRICS, volume_ml, reference_ml. Volumes are
+        of the whole scan.
 
     Raises:
         ValueError: the shapes differ.
@@ -81,29 +83,54 @@ def compare_structure(
         return {"outcome": "rightly empty", **nothing, **volumes}
     if not in_mask or not in_reference:
         outcome = "missed" if in_reference else "false alarm"
-        return {"outcome": outcome, **nothing, "dice": 0.0, "nsd_2mm": 0.0, **volumes}
+        none_near = dict.fromkeys(("dice", *NSD), 0.0)
+        return {"outcome": outcome, **nothing, **none_near, **volumes}
     dice = 2 * int(np.count_nonzero(mask & reference)) / (in_mask + in_reference)
-    distances = surface_distances(surface(mask, spacing_mm), surface(reference, spacing_mm))
+    surfaces = surface(mask, spacing_mm), surface(reference, spacing_mm)
+    distances = surface_distances(*surfaces, spacing_mm)
     return {"outcome": "scored", "dice": dice, **distances, **volumes}
 
 
 def bootstrap_interval(
-    values: Iterable[float], seed: int = 0, resamples: int = 10_000
+    values: Iterable[float],
+    groups: Iterable[Hashable] | None = None,
+    seed: int = 0,
+    resamples: int = 10_000,
 ) -> tuple[float, float]:
     """95 % percentile-bootstrap interval of the mean over cases; NaN values are left out.
 
-    Fewer than two values have no interval: (NaN, NaN).
+    Args:
+        groups: of each value what it shares with others, as the anatomy that several scans show:
+            then whole groups are drawn, since values of one group are no independent ones. None:
+            each value is drawn by itself.
+
+    Returns:
+        The lower and the upper end; (NaN, NaN) for fewer than two groups.
     """
-    kept = np.asarray([v for v in values if np.isfinite(v)], float)
-    if kept.size < 2:
+    values = np.asarray(list(values), float)
+    kept = np.isfinite(values)
+    groups = range(values.size) if groups is None else groups
+    owners = np.unique([str(group) for group in groups], return_inverse=True)[1][kept]
+    counts = np.bincount(owners)
+    sums = np.bincount(owners, values[kept])[counts > 0]
+    if sums.size < 2:
         return float("nan"), float("nan")
-    draws = np.random.default_rng(seed).integers(0, kept.size, (resamples, kept.size))
-    low, high = np.percentile(kept[draws].mean(axis=1), (2.5, 97.5))
-    return float(low), float(high)
+    found = bootstrap(
+        (sums, counts[counts > 0]),
+        lambda drawn, number, axis: drawn.sum(axis) / number.sum(axis),
+        paired=True,
+        vectorized=True,
+        n_resamples=resamples,
+        batch=1000,
+        method="percentile",
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
 def table(rows: Iterable[dict[str, Any]], seed: int = 0) -> list[dict[str, Any]]:
-    """Cohort figures per pass and structure, from rows of `compare` with 'case' and 'pass' added.
+    """Cohort figures per pass and structure, from rows of `compare` with 'case' and 'pass' added,
+    and 'group' where cases share what intervals are to be taken over, see `bootstrap_interval`.
 
     Returns:
         One row a pass and structure, then one a pass over the cases' means of their structures:
@@ -131,7 +158,8 @@ def _case_means(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     means = []
     for case in dict.fromkeys(row["case"] for row in rows):
         of_case = [row for row in rows if row["case"] == case]
-        means.append({m: _mean([row[m] for row in of_case]) for m in METRICS})
+        values = {m: _mean([row[m] for row in of_case]) for m in METRICS}
+        means.append({"case": case, "group": of_case[0].get("group", case)} | values)
     return means
 
 
@@ -144,8 +172,10 @@ def _figures(
         "false_alarms": sum(1 for row in counted if row["outcome"] == "false alarm"),
     }
     for metric in METRICS:
-        finite = [row[metric] for row in values if np.isfinite(row[metric])]
-        low, high = bootstrap_interval(finite, seed)
+        kept = [row for row in values if np.isfinite(row[metric])]
+        finite = [row[metric] for row in kept]
+        groups = [row.get("group", row["case"]) for row in kept]
+        low, high = bootstrap_interval(finite, groups, seed)
         worst = (min if HIGHER_IS_BETTER[metric] else max)(finite, default=float("nan"))
         figures[metric] = _mean(finite)
         figures.update({f"{metric}_low": low, f"{metric}_high": high, f"{metric}_worst": worst})

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from multipass.evaluation import metrics
 from multipass.files import replacing
@@ -83,6 +85,16 @@ def _with_worst(line: dict[str, Any], metric: str, digits: int) -> str:
         line[key] for key in (metric, f"{metric}_low", f"{metric}_high", f"{metric}_worst")
     )
     return f"{with_interval(mean, low, high, digits)} {_number(worst, digits)}"
+
+
+def mean_with_interval(
+    values: Iterable[float], digits: int, groups: Iterable[Hashable] | None = None
+) -> str:
+    """'mean [low, high]' of the values that are there; see `metrics.bootstrap_interval`."""
+    values = list(values)
+    return with_interval(
+        float(np.nanmean(values)), *metrics.bootstrap_interval(values, groups), digits
+    )
 
 
 def with_interval(mean: float, low: float, high: float, digits: int) -> str:

@@ -116,6 +116,8 @@ def _series(recipe: Recipe, grid: Grid, position: str) -> Dataset:
     ds.PatientName = f"Phantom^{recipe.index + 1:02d}"
     ds.PatientID = f"PHANTOM-{recipe.seed}-{recipe.index + 1:02d}"
     ds.PatientBirthDate, ds.PatientSex = "", "F" if recipe.sex > 0.5 else "M"
+    if recipe.anatomy:
+        ds.PatientComments = recipe.anatomy
     ds.BodyPartExamined, ds.PatientPosition = "PELVIS", position
     ds.KVP, ds.ConvolutionKernel = "120", "SHARP" if recipe.sharpness > 0.1 else "SOFT"
     ds.SliceThickness = f"{recipe.slice_thickness_mm:.3f}"

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from multipass.evaluation.metrics import bootstrap_interval
+from multipass.evaluation.metrics import METRICS, bootstrap_interval
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -60,13 +60,26 @@ def test_a_patient_counts_once_whatever_the_seeds(script):
     one, two = ("multi-pass", "pass 1"), ("multi-pass", "pass 2")
     assert values[one]["1"] == pytest.approx(0.82)
     differences = scores.paired(found, "dice", two, one)
-    assert differences == pytest.approx(gain)
+    assert list(differences.values()) == pytest.approx(gain)
     low, high = bootstrap_interval(gain)
     line = next(
         line for line in script.table(found, script.DIFFERENCES) if "multi-pass, pass 2 - " in line
     )
     assert f"{np.mean(gain):.4f} [{low:.4f}, {high:.4f}]" in line
     assert line.endswith("| 4 of 4 |")
+
+
+def test_scans_of_one_anatomy_are_drawn_together(scripts):
+    """Twenty scans of two anatomies have the interval of two values."""
+    _, evaluate = scripts
+    found = [
+        {"arm": evaluate.NAME, "output": "pass 2", "patient": str(k), "structure": "sacrum"}
+        | {"outcome": "scored", "group": f"anatomy {k // 10}", **dict.fromkeys(METRICS, k // 10)}
+        | dict.fromkeys(evaluate.KINDS, 0)
+        for k in range(20)
+    ]
+    assert "| 0.500 [0.000, 1.000] |" in evaluate.by_structure(found, "pass 2")[-1]
+    assert "| 0.500 [0.000, 1.000] |" in evaluate.by_kind(found, "pass 2")[2]
 
 
 def test_results_of_something_else_are_not_mixed_in(script, tmp_path):
@@ -98,7 +111,9 @@ def test_to_miss_a_bone_does_not_better_the_distance(script):
         if row["structure"] == "left femur" and row["output"] == "pass 2":
             row |= {"hd95_mm": "nan", "dice": "0", "outcome": "missed"}
     one, two = ("multi-pass", "pass 1"), ("multi-pass", "pass 2")
-    assert sys.modules["native_scores"].paired(found, "hd95_mm", two, one) == [0.0] * 4
+    assert sys.modules["native_scores"].paired(found, "hd95_mm", two, one) == dict.fromkeys(
+        "0123", 0.0
+    )
     (line,) = (line for line in script.by_seed(found) if "pass 2" in line)
     assert line == "| multi-pass | pass 2 | 0.408 | 0.417 | 4.0 | 4.0 |"
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import math
 
+from multipass.evaluation.metrics import NSD
 from multipass.evaluation.tables import aligned, score_lines, with_interval, with_nan, write_summary
 
 NAN = float("nan")
 
 
 def row(case: str, number: int, dice: float, outcome: str = "scored") -> dict:
-    measured = {"dice": dice, "hd95_mm": 2.0, "assd_mm": 0.5, "nsd_2mm": dice}
+    measured = {"dice": dice, "hd95_mm": 2.0, "assd_mm": 0.5, **dict.fromkeys(NSD, dice)}
     names = {"case": case, "pass": number, "structure": "sacrum", "value": 3, "outcome": outcome}
     return {**names, **measured, "volume_ml": 200.0, "reference_ml": 210.0}
 

@@ -6,6 +6,8 @@ import struct
 
 import numpy as np
 import pytest
+from scipy.sparse import coo_matrix
+from scipy.sparse.csgraph import connected_components
 
 from multipass.geometry.meshes import mesh_of, write_mesh
 from multipass.geometry.volume import Grid
@@ -29,31 +31,61 @@ def volume_mm3(points: np.ndarray, triangles: np.ndarray) -> float:
     return float(np.einsum("ij,ij->i", a, np.cross(b, c)).sum() / 6)
 
 
-def test_a_sheet_of_one_voxel_is_not_lost():
-    labels = np.zeros(GRIDS[0].size, np.uint8)
-    labels[10:30, 10:30, 15] = 3
-    points, triangles = mesh_of(labels, 3, GRIDS[0])
-    assert volume_mm3(points, triangles) > 0.3 * 20 * 16 * 2
-
-
 @pytest.mark.parametrize("grid", GRIDS)
 def test_a_ball(grid):
     labels, centre = ball(grid, 14)
     points, triangles = mesh_of(labels, 3, grid)
-    assert volume_mm3(points, triangles) == pytest.approx(4 / 3 * np.pi * 14**3, rel=0.03)
+    assert volume_mm3(points, triangles) == pytest.approx(4 / 3 * np.pi * 14**3, rel=0.01)
     distances = np.linalg.norm(points - centre, axis=1)
     assert np.abs(distances - 14).mean() < 0.4
 
 
-def test_every_edge_has_two_faces_also_at_the_scans_border():
-    labels, _ = ball(GRIDS[0], 23)
-    assert labels[:, 0].any()
-    _, triangles = mesh_of(labels, 3, GRIDS[0])
-    edges = np.sort(
-        np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [2, 0]]])
-    )
-    _, counts = np.unique(edges, axis=0, return_counts=True)
-    assert (counts % 2 == 0).all()
+def link_parts(triangles: np.ndarray) -> np.ndarray:
+    """Parts of the ring of triangles around each vertex; 1 on a 2-manifold."""
+    corners = np.concatenate([np.roll(triangles, k, axis=1) for k in range(3)])
+    counts = []
+    for vertex in range(triangles.max() + 1):
+        ring = corners[corners[:, 0] == vertex, 1:]
+        names, ends = np.unique(ring, return_inverse=True)
+        ends = ends.reshape(ring.shape)
+        size = len(names)
+        graph = coo_matrix((np.ones(len(ring)), (ends[:, 0], ends[:, 1])), (size, size))
+        counts.append(connected_components(graph, directed=False)[0])
+    return np.asarray(counts)
+
+
+def masks() -> dict[str, np.ndarray]:
+    rng = np.random.default_rng(0)
+    found = {f"noise {part}": rng.random((9, 8, 10)) < part for part in (0.05, 0.3, 0.6, 0.9)}
+    for name, other in {"an edge": (2, 3, 2), "a corner": (3, 3, 3), "a face": (3, 2, 2)}.items():
+        found[name] = np.zeros((9, 8, 10), bool)
+        found[name][2, 2, 2] = found[name][other] = True
+    for name in ("an edge", "a corner"):
+        found[f"holes at {name}"] = np.pad(~found[name][1:5, 1:5, 1:5], ((2, 3), (2, 2), (2, 4)))
+    for name, size in {"a voxel": (1, 1, 1), "a rod": (6, 1, 1), "a sheet": (6, 5, 1)}.items():
+        found[name] = np.zeros((9, 8, 10), bool)
+        found[name][tuple(slice(1, 1 + n) for n in size)] = True
+    found["a ball at the border"] = ball(GRIDS[0], 23)[0] > 0
+    found["two parts"] = np.zeros((20, 12, 12), bool)
+    found["two parts"][1:9, 1:9, 1:9] = found["two parts"][12:18, 3:9, 3:9] = True
+    return found
+
+
+@pytest.mark.parametrize("name", masks())
+@pytest.mark.parametrize("direction", [GRIDS[0].direction, FLIPPED])
+def test_a_mesh_is_a_closed_2_manifold_of_the_masks_volume(name, direction):
+    mask = masks()[name]
+    grid = Grid(mask.shape, (0.8, 0.9, 2.5), (10.0, -20.0, 5.0), direction)
+    points, triangles = mesh_of(mask.astype(np.uint8) * 3, 3, grid)
+    directed = np.concatenate([triangles[:, [0, 1]], triangles[:, [1, 2]], triangles[:, [2, 0]]])
+    _, counts = np.unique(np.sort(directed), axis=0, return_counts=True)
+    assert (counts == 2).all()
+    assert len(np.unique(directed, axis=0)) == len(directed), "neighbours turn the same way"
+    if len(triangles) < 5000:
+        assert (link_parts(triangles) == 1).all()
+    wanted = mask.sum() * grid.voxel_ml * 1000
+    assert volume_mm3(points, triangles) == pytest.approx(wanted, rel=0.01)
+    assert np.isfinite(points).all()
 
 
 def test_files(tmp_path):

@@ -12,17 +12,16 @@ is missing or changed. The exit code is 0 only if every patient was processed.
 from __future__ import annotations
 
 import csv
-import hashlib
-import json
 import os
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-import joblib
 import SimpleITK as sitk
 import tyro
 from tqdm import tqdm
@@ -33,13 +32,15 @@ from multipass.data.patient_files import (
     write_complete_dataset,
     write_patient,
 )
-from multipass.data.prepare import prepare_patient
-from multipass.files import code_sha256, replacing
+from multipass.data.prepare import patient_name, prepare_patient
+from multipass.data.records import Record, fingerprint_of, withdrawn
+from multipass.files import claimed, replacing
 from multipass.results.pictures import SheetEntry, cohort_sheet, sheet_entry
 from multipass.structures import read_rules
+from multipass.terminal import one_sentence, settle_streams
+from multipass.workers import cluster, each_done, processes
 
 ROOT = Path(__file__).resolve().parent
-STATE_FOLDER = ".state"
 INTERRUPTED = 130
 REPORT_COLUMNS = (
     *("patient", "outcome", "reason", "position", "size", "spacing_mm", "structures", "notes"),
@@ -66,12 +67,18 @@ class Options:
 
 
 def main(options: Options) -> int:
-    folders = patient_folders(options.input)
+    if options.jobs < 1:
+        raise ValueError(f"--jobs {options.jobs}: at least 1.")
     read_rules(options.structures)
-    options.output.mkdir(parents=True, exist_ok=True)
-    for leftover in options.output.glob(".*.partial"):  # of a run that was killed
-        leftover.unlink()
+    folders = patient_folders(options.input)
+    with claimed(options.output):
+        return make_cohort(folders, options)
+
+
+def make_cohort(folders: list[Path], options: Options) -> int:
+    """Processes all patients, writes what the cohort has in common, and says what is missing."""
     print(f"{len(folders)} patients in {options.input}, writing to {options.output}")
+    gone = withdrawn(map(patient_name, folders), options.input, options.output)
     rows = []
     for row in tqdm(process_all(folders, options), total=len(folders), unit="patient"):
         tqdm.write(line_of(row))
@@ -79,27 +86,26 @@ def main(options: Options) -> int:
     rows.sort(key=lambda row: row["patient"])
     done = [row for row in rows if row["outcome"] == "processed"]
     failed = [row for row in rows if row["outcome"] != "processed"]
-    write_report(rows, options.output)
-    if done:
-        paths = [options.output / f"{row['patient']}.pkl" for row in done]
-        dataset = write_complete_dataset(options.output, paths)
-        print(f"{len(done)} patients in {dataset} ({dataset.stat().st_size / 1e6:.0f} MB)")
-    else:
-        (options.output / DATASET_NAME).unlink(missing_ok=True)
-    unused = bool(options.series) and options.series not in {r.get("series_uid") for r in rows}
-    if unused:
-        print(f"No patient has a usable CT series {options.series}.", file=sys.stderr)
-    for row in failed:
-        print(f"Not processed: {row['patient']}: {row['reason']}", file=sys.stderr)
+    problems = [f"Not processed: {row['patient']}: {row['reason']}" for row in failed]
+    problems += write_dataset(done, options.output, keep_earlier=not gone)
+    for record in gone:
+        record.remove()
+    if gone:
+        names = ", ".join(record.target.stem for record in gone)
+        print(f"Not in {options.input} any more, patient files removed: {names}")
+    problems += write_report(rows, options.output)
+    if options.series and options.series not in {row.get("series_uid") for row in rows}:
+        problems.append(f"No patient has a usable CT series {options.series}.")
+    print(*problems, sep="\n", end="\n" * bool(problems), file=sys.stderr)
     print(f"Processed {len(done)} of {len(rows)} patients.")
-    return 1 if failed or unused else 0
+    return 1 if problems else 0
 
 
 def patient_folders(root: Path) -> list[Path]:
     """The patients' folders, in order of name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is none, or two have one name.
     """
     folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
     folders = [folder for folder in folders if not folder.name.startswith(".")]
@@ -109,74 +115,61 @@ def patient_folders(root: Path) -> list[Path]:
             "(SEG). The CTPEL collection is given out by AIDA Data Hub, doi 10.23698/aida/ctpel; "
             "`make demo` needs no data."
         )
+    names = Counter(map(patient_name, folders))
+    if twice := [name for name, count in names.items() if count > 1]:
+        raise ValueError(f"two folders in {root} have the name {twice[0]}: rename one of them")
     return folders
 
 
 def process_all(folders: list[Path], options: Options) -> Iterator[dict]:
     """The report's rows, as patients are done."""
-    if options.cluster:
-        from dask.distributed import Client
+    changed = []
+    for folder in folders:
+        record = Record.of(patient_name(folder), options.input, options.output)
+        if (earlier := record.row_if_unchanged(fingerprint(folder, options))) is not None:
+            yield earlier
+        else:
+            changed.append(folder)
+    jobs = min(options.jobs, max(1, len(changed)))
+    workers = partial(cluster, options.cluster) if options.cluster else partial(processes, jobs)
+    work = partial(process, options=options, is_alone=jobs == 1 and not options.cluster)
+    for folder, done in each_done(work, changed, workers):
+        yield failed_row(patient_name(folder), done) if isinstance(done, Exception) else done
 
-        with Client(options.cluster), joblib.parallel_config("dask"):
-            yield from joblib.Parallel()(joblib.delayed(process)(f, options, 2) for f in folders)
-        return
-    jobs = max(1, min(options.jobs, len(folders)))
-    parallel = joblib.Parallel(n_jobs=jobs, return_as="generator_unordered")
-    yield from parallel(joblib.delayed(process)(f, options, jobs) for f in folders)
 
-
-def process(folder: Path, options: Options, jobs: int) -> dict:
+def process(folder: Path, options: Options, is_alone: bool) -> dict:
     """One patient: read, write its file, keep its row of the report; or the reason why not."""
-    if jobs > 1:
+    if not is_alone:
         sitk.ProcessObject.SetGlobalDefaultNumberOfThreads(1)
-    target = options.output / f"{folder.name}.pkl"
-    state = options.output / STATE_FOLDER / f"{folder.name}.json"
-    fingerprint = fingerprint_of(folder, options)
-    earlier = earlier_row(state, target, fingerprint)
-    if earlier is not None:
-        return earlier
-    state.unlink(missing_ok=True)
     start = time.perf_counter()
-    row: dict[str, Any] = {"patient": folder.name, "outcome": "processed", "reason": ""}
+    name = patient_name(folder)
+    record = Record.of(name, options.input, options.output)
     try:
+        if record.target.name == DATASET_NAME:
+            raise ValueError(f"the folder of a patient cannot have the name {name}")
+        made_from = fingerprint(folder, options)
         rules = read_rules(options.structures)
         patient, facts = prepare_patient(folder, options.input, options.series, rules)
-        write_patient(target, patient)
-        row |= facts
-    except (ValueError, OSError) as error:
-        target.unlink(missing_ok=True)
-        row |= {"outcome": "failed", "reason": str(error)}
-    except Exception as error:  # a fault of ours must not stop the cohort
-        target.unlink(missing_ok=True)
-        row |= {"outcome": "failed", "reason": f"unexpected {type(error).__name__}: {error}"}
-    row["seconds"] = round(time.perf_counter() - start, 1)
-    if row["outcome"] == "processed":
-        with replacing(state) as temporary:
-            temporary.write_text(json.dumps({"fingerprint": fingerprint, "row": row}, indent=1))
+        record.write("", {})  # until the file and its row are both there
+        write_patient(record.target, patient)
+        row = {"patient": name, "outcome": "processed", "reason": "", **facts}
+        row["seconds"] = round(time.perf_counter() - start, 1)
+        record.write(made_from, row)
+    except Exception as error:  # whatever it is, it must not stop the cohort
+        row = failed_row(name, error)
+        row["seconds"] = round(time.perf_counter() - start, 1)
+        if record.target.exists() and record.target.name != DATASET_NAME:
+            row["reason"] += "; its earlier file stays, outside the dataset"
     return row
 
 
-def fingerprint_of(folder: Path, options: Options) -> str:
-    """Changes with the patient's files (name, size, time of change), the options, the code."""
-    digest = hashlib.sha256(f"{code_sha256()} {options.series}".encode())
-    if options.structures:
-        digest.update(options.structures.read_bytes())
-    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
-        facts = path.stat()
-        name = path.relative_to(folder).as_posix()
-        digest.update(f"{name} {facts.st_size} {facts.st_mtime_ns}\n".encode())
-    return digest.hexdigest()
+def failed_row(name: str, error: Exception) -> dict:
+    return {"patient": name, "outcome": "failed", "reason": one_sentence(error)}
 
 
-def earlier_row(state: Path, target: Path, fingerprint: str) -> dict | None:
-    """The row of an earlier run, if its patient file is there and nothing changed since."""
-    if not (state.exists() and target.exists()):
-        return None
-    try:
-        saved = json.loads(state.read_text())
-        return saved["row"] if saved["fingerprint"] == fingerprint else None
-    except (ValueError, KeyError):
-        return None
+def fingerprint(folder: Path, options: Options) -> str:
+    rules = options.structures.read_bytes() if options.structures else b""
+    return fingerprint_of(folder, options.series, rules)
 
 
 def line_of(row: dict) -> str:
@@ -186,16 +179,49 @@ def line_of(row: dict) -> str:
     return f"{row['patient']}: {row['size']} at {row['spacing_mm']} mm, {row['seconds']} s{notes}"
 
 
-def write_report(rows: list[dict], output: Path) -> None:
-    """`processing_report.csv` and the contact sheet."""
+def write_dataset(done: list[dict], output: Path, keep_earlier: bool) -> list[str]:
+    """Joins the patient files of this run; returns what went wrong.
+
+    Args:
+        keep_earlier: where this cannot be done; else the dataset of an earlier run is removed.
+    """
+    problems: list[str] = []
+    dataset = output / DATASET_NAME
+    with told(problems, DATASET_NAME):
+        if not done:
+            raise ValueError("no patient was processed")
+        write_complete_dataset(output, [output / f"{row['patient']}.pkl" for row in done])
+        print(f"{len(done)} patients in {dataset} ({dataset.stat().st_size / 1e6:.0f} MB)")
+    if problems and not keep_earlier:
+        dataset.unlink(missing_ok=True)
+    elif problems and dataset.exists():
+        problems[0] += "; that of an earlier run stays"
+    return problems
+
+
+def write_report(rows: list[dict], output: Path) -> list[str]:
+    """`processing_report.csv` and the contact sheet; returns what went wrong."""
+    problems: list[str] = []
     with (
+        told(problems, "processing_report.csv"),
         replacing(output / "processing_report.csv") as temporary,
-        temporary.open("w", newline="", encoding="utf-8") as file,
+        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
     ):
         writer = csv.DictWriter(file, REPORT_COLUMNS, restval="")
         writer.writeheader()
         writer.writerows(rows)
-    cohort_sheet(output / "processing_report.png", sheet_entries(rows, output))
+    with told(problems, "processing_report.png"):
+        cohort_sheet(output / "processing_report.png", sheet_entries(rows, output))
+    return problems
+
+
+@contextmanager
+def told(problems: list[str], name: str) -> Iterator[None]:
+    """Adds a sentence to `problems` if a file cannot be written; the others are written still."""
+    try:
+        yield
+    except Exception as error:
+        problems.append(f"{name} was not written: {one_sentence(error)}")
 
 
 def sheet_entries(rows: list[dict], output: Path) -> Iterator[SheetEntry]:
@@ -210,10 +236,11 @@ def sheet_entries(rows: list[dict], output: Path) -> Iterator[SheetEntry]:
 
 
 if __name__ == "__main__":
+    settle_streams()
     try:
         sys.exit(main(tyro.cli(Options, description=__doc__)))
-    except ValueError as error:
-        sys.exit(str(error))
+    except (ValueError, OSError, MemoryError) as error:
+        sys.exit(one_sentence(error))
     except KeyboardInterrupt:
         print("\nStopped. Finished patients are kept; run again for the rest.", file=sys.stderr)
         sys.exit(INTERRUPTED)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -30,6 +31,12 @@ from multipass.structures import Structure, by_codes
 CT_FOLDER, SEG_FOLDER, LANDMARK_FOLDER = "im_1", "im_3", "im_2"
 
 Rules = Callable[[dict], Sequence[Structure]]
+
+
+def patient_name(folder: Path) -> str:
+    """The folder's name, as text that any file and program can hold: a byte that is no UTF-8 is
+    written as %E4."""
+    return re.sub("[\udc80-\udcff]", lambda byte: f"%{ord(byte[0]) - 0xDC00:02X}", folder.name)
 
 
 def prepare_patient(
@@ -63,7 +70,7 @@ def prepare_patient(
     scan, elsewhere, pelvis = _windows(volume, reference)
     patient = {
         "format": FORMAT,
-        "patient_id": folder.name,
+        "patient_id": patient_name(folder),
         "structures": [{**s.structure.to_dict(), "status": s.status} for s in reference.segments],
         **_view(volume, reference, window_over(guarded(pelvis))),
         "parts": [_view(volume, reference, part) for part in _parts(pelvis)],

@@ -1,0 +1,141 @@
+"""Work on many items in processes of this machine or of a Dask cluster, where one that dies costs
+no more than its item."""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
+# Beyond this a scheduler's address is wrong or it is down.
+CONNECT_TIMEOUT_S = 20
+Workers = Callable[[], contextlib.AbstractContextManager[tuple[Executor, int]]]
+
+
+def each_done(
+    work: Callable[[T], R], items: Sequence[T], workers: Workers
+) -> Iterator[tuple[T, R | Exception]]:
+    """What a function makes of items, as it is done with them.
+
+    An item whose process dies, as the system kills one that takes too much memory, is tried once
+    more with no other beside it. All other items go on.
+
+    Args:
+        workers: opens an executor and says how many items it works on at a time.
+
+    Yields:
+        Each item with its result, or with the exception that it raised.
+    """
+    waiting = deque(items)
+    while waiting:
+        with workers() as (executor, places):
+            suspects = yield from _until_one_dies(work, waiting, executor, places)
+        for item in suspects:
+            with workers() as (executor, _):
+                twice = yield from _until_one_dies(work, deque([item]), executor, 1)
+            for dead in twice:
+                why = "its process was killed, twice; most often for want of memory"
+                yield dead, ValueError(why)
+
+
+def _until_one_dies(
+    work: Callable[[T], R], waiting: deque[T], executor: Executor, places: int
+) -> Generator[tuple[T, R | Exception], None, list[T]]:
+    """Takes items from `waiting` until none is left or a process died; returns those that were
+    with it."""
+    running: dict[Future, T] = {}
+    suspects: list[T] = []
+    while running or (waiting and not suspects):
+        while waiting and len(running) < places and not suspects:
+            item = waiting.popleft()
+            try:
+                running[executor.submit(work, item)] = item
+            except BrokenExecutor:
+                suspects.append(item)
+        for future in wait(running, return_when=FIRST_COMPLETED).done:
+            item = running.pop(future)
+            try:
+                yield item, future.result()
+            except (Exception, CancelledError) as error:
+                if isinstance(error, BrokenExecutor) or type(error).__name__ == "KilledWorker":
+                    suspects.append(item)
+                elif isinstance(error, CancelledError):
+                    yield item, ConnectionError("the scheduler of the cluster was lost")
+                else:
+                    yield item, error
+    return suspects
+
+
+# ---------------------------------------------------------------- this machine
+
+
+@contextlib.contextmanager
+def processes(count: int) -> Iterator[tuple[Executor, int]]:
+    """Processes that end with this one, at once if the block ends with an error."""
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(count, context, initializer=_settle_process)
+    try:
+        yield pool, count
+        pool.shutdown()
+    except BaseException:
+        pool.shutdown(wait=False, cancel_futures=True)
+        for child in multiprocessing.active_children():
+            child.terminate()
+        raise
+
+
+def _settle_process() -> None:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: without a traceback
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        parent.join()
+        os._exit(1)
+
+
+# --------------------------------------------------------------------- cluster
+
+
+@contextlib.contextmanager
+def cluster(address: str) -> Iterator[tuple[Executor, int]]:
+    """The workers of a Dask scheduler.
+
+    Raises:
+        ValueError: it cannot be reached, or has no worker.
+    """
+    with _connected(address) as client:
+        threads = sum(client.nthreads().values())
+        if not threads:
+            raise ValueError(f"the Dask scheduler at {address} has no worker")
+        yield client.get_executor(pure=False), threads
+
+
+def _connected(address: str) -> Any:
+    try:
+        from dask.distributed import Client
+    except ImportError:
+        raise ValueError("a cluster needs Dask: pip install dask distributed") from None
+    try:
+        return Client(address, timeout=CONNECT_TIMEOUT_S)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"no Dask scheduler answers at {address} ({reason})") from None

@@ -32,12 +32,15 @@ from multipass.model import checkpoint
 from multipass.model.network import FILTERS, MultiPassUNet
 from multipass.model.passes import precision, run
 from multipass.structures import read_rules
+from multipass.terminal import is_out_of_memory, one_sentence, settle_streams
 from multipass.training.batches import Batch, Batches, as_it_is
+from multipass.training.beforehand import check_annotations, check_options
 from multipass.training.final_scores import final_scores
 from multipass.training.loss import hard_dice, soft_loss
 from multipass.training.optimizer import Muon
 from multipass.training.processes import (
     average_gradients,
+    claimed_by_first,
     rank,
     start_processes,
     stop_processes,
@@ -124,11 +127,20 @@ class Options:
 def main(options: Options) -> int:
     device = start_processes()
     options = complete(options)
+    with claimed_by_first(options.output):
+        return train(options, device)
+
+
+def train(options: Options, device: torch.device) -> int:
     torch.manual_seed(options.seed)
     torch.backends.cudnn.benchmark = True
 
     cohort = Cohort(options.data)
+    for file in cohort.left_out:
+        say(f"Left out: {file}, which the last run of processing.py did not make.")
     train_ids, val_ids = cohort.split(options.folds, options.fold)
+    for sentence in check_annotations(cohort, train_ids, val_ids):
+        say(sentence)
     batches = Batches(
         cohort,
         train_ids,
@@ -205,9 +217,12 @@ def begin(
         new = start_from(network, cohort.structures, options.init)
         say(f"Weights of {options.init}; new structures: {', '.join(new) or 'none'}.")
     state = State(network, options.lr, options.weight_decay, options.ema, device)
-    if options.resume and (name := resume(state, options.output / "last.pth", origin["settings"])):
+    last = options.output / "last.pth"
+    if options.resume and (name := resume(state, last, origin["settings"])):
         origin["name"] = name
         say(f"Going on after epoch {state.epoch} of run {name}.")
+    elif options.resume:
+        say(f"Nothing to go on with: there is no {last}. A new run starts.")
     if rank() > 0:
         return state, None
     facts = {**origin, "options": asdict(options), "device": str(device)}
@@ -274,9 +289,10 @@ def descend(state: State, loss: torch.Tensor) -> None:
 
 def check_finite(state: State, what: str, value: float) -> None:
     if not math.isfinite(value):
+        saved = state.epoch > 0 or state.best >= 0
+        kept = "; best_model.pth and last.pth hold the last good weights" if saved else ""
         raise ValueError(
-            f"the {what} became {value} in epoch {state.epoch + 1}; best_model.pth and last.pth "
-            "hold the last good weights. A lower --lr may help."
+            f"the {what} became {value} in epoch {state.epoch + 1}{kept}. A lower --lr may help."
         )
 
 
@@ -358,18 +374,13 @@ def complete(options: Options) -> Options:
     Raises:
         ValueError: options that make no sense together.
     """
+    check_options(options)
     coarse = options.coarse
     if coarse is None:
         coarse = 0.0 if options.init else COARSE
     lr = options.lr or (FINE_TUNING_LR if options.init else LR)
     batch_size = options.batch_size or world_size()
     options = replace(options, batch_size=batch_size, coarse=coarse, lr=lr)
-    for key in ("epochs", "batch_size", "passes"):
-        if getattr(options, key) < 1:
-            raise ValueError(f"--{key.replace('_', '-')} {getattr(options, key)}: at least 1.")
-    for key, part in (("augmentation", options.augmentation), ("coarse", coarse)):
-        if not 0 <= part <= 1:
-            raise ValueError(f"--{key} {part}: between 0 and 1.")
     read_rules(options.structures)
     if options.batch_size % world_size():
         raise ValueError(
@@ -386,12 +397,15 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
+    settle_streams()
     try:
         code = main(tyro.cli(Options, description=__doc__))
         stop_processes()
         sys.exit(code)
-    except (ValueError, OSError) as error:
-        sys.exit(f"training.py: {error}")
+    except (ValueError, OSError, MemoryError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
+            raise
+        sys.exit(f"training.py: {one_sentence(error)}")
     except KeyboardInterrupt:
         print("\nInterrupted. `--resume` goes on after the last finished epoch.", file=sys.stderr)
         sys.exit(130)

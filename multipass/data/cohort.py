@@ -20,11 +20,12 @@ from multipass.data.patient_files import (
     joined_files,
     read_dataset,
     read_patient,
+    recorded_files,
     window_of,
 )
 from multipass.files import sha256_of
 from multipass.geometry.windows import unguarded
-from multipass.structures import Structure, has_both_sides, ordered
+from multipass.structures import Key, Structure, has_both_sides, ordered
 
 # A larger complete_dataset.pkl is left alone and the patient files beside it are streamed.
 MAX_IN_MEMORY_BYTES = 1 << 30
@@ -55,7 +56,12 @@ class Sample:
 
 
 class Cohort:
-    """Patients by id, in sorted order, and the structures that any of them has."""
+    """Patients by id, in sorted order, and the structures that any of them has.
+
+    Attributes:
+        shown: the keys of the structures that lie in each patient, by patient id.
+        left_out: patient files of the folder that its record does not name.
+    """
 
     def __init__(self, path: Path) -> None:
         """Opens `complete_dataset.pkl` or a folder of patient files.
@@ -66,16 +72,23 @@ class Cohort:
         self.path = path
         self._held: dict[str, dict] = {}
         self._files: dict[str, Path] = {}
+        self.shown: dict[str, set[Key]] = {}
         if not path.exists():
             raise ValueError(f"{path}: no such data. Run `python processing.py` first.")
         present: list[Structure] = []
-        for file in _streamed(path):
+        files, self.left_out = _streamed(path)
+        for file in files:
             patient = read_patient(file)
-            self._files[patient["patient_id"]] = file
+            patient_id = patient["patient_id"]
+            if other := self._files.get(patient_id):
+                raise ValueError(f"{other} and {file.name} are of one patient, {patient_id}.")
+            self._files[patient_id] = file
+            self.shown[patient_id] = _shown(patient)
             present += _annotated(patient)
         if not self._files and path.is_file():
             self._held = read_dataset(path)["patients"]
             present = [s for patient in self._held.values() for s in _annotated(patient)]
+            self.shown = {i: _shown(patient) for i, patient in self._held.items()}
         self.ids = sorted(self._held or self._files)
         if not self.ids:
             raise ValueError(f"{path}: no patients in it. Run `python processing.py` first.")
@@ -112,7 +125,9 @@ class Cohort:
                 f"{self.path}: {len(self.ids)} patients cannot be split into {folds} folds; "
                 "at least 2 folds and as many patients as folds are needed."
             )
-        by_hash = sorted(self.ids, key=lambda i: hashlib.sha256(i.encode()).hexdigest())
+        by_hash = sorted(
+            self.ids, key=lambda i: hashlib.sha256(i.encode(errors="surrogateescape")).hexdigest()
+        )
         first, last = (math.ceil(len(by_hash) * k / folds) for k in (fold, fold + 1))
         validation = sorted(by_hash[first:last])
         return [i for i in self.ids if i not in validation], validation
@@ -147,17 +162,25 @@ class Cohort:
         )
 
 
-def _streamed(path: Path) -> list[Path]:
-    """Patient files to read one by one: the folder's, or those that too large a dataset joins."""
+def _streamed(path: Path) -> tuple[list[Path], list[Path]]:
+    """Patient files to read one by one: the folder's, or those that too large a dataset joins; and
+    those of the folder that its record does not name, as of a patient who was withdrawn."""
     if path.is_dir():
-        return sorted(file for file in path.glob("*.pkl") if file.name != DATASET_NAME)
+        there = sorted(file for file in path.glob("*.pkl") if file.name != DATASET_NAME)
+        named = recorded_files(path)
+        return (there, []) if named is None else (named, [f for f in there if f not in named])
     if path.stat().st_size <= MAX_IN_MEMORY_BYTES:
-        return []
-    return joined_files(path)
+        return [], []
+    return joined_files(path), []
 
 
 def _annotated(patient: dict) -> list[Structure]:
     return [Structure.from_dict(r) for r in patient["structures"] if r["status"] != "absent"]
+
+
+def _shown(patient: dict) -> set[Key]:
+    rows = [row for row in patient["structures"] if row["status"] in ("complete", "cut")]
+    return {Structure.from_dict(row).key for row in rows}
 
 
 def _channels(view: dict, order: list[int], device: torch.device) -> torch.Tensor:

@@ -87,12 +87,45 @@ def _index(dataset: Path) -> Path:
 def joined_files(dataset: Path) -> list[Path]:
     """The files beside a dataset that it was joined from; [] where they are not known or gone."""
     try:
-        index = json.loads(_index(dataset).read_text(encoding="utf-8"))
+        index = _read_index(dataset)
         files = [dataset.parent / name for name in index["files"]]
         whole = index["bytes"] == dataset.stat().st_size
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError):
         return []
     return files if whole and all(file.is_file() for file in files) else []
+
+
+def recorded_files(folder: Path) -> list[Path] | None:
+    """The folder's patient files that its dataset was joined from; None where there is no record,
+    as in a folder that was put together by hand.
+
+    Raises:
+        ValueError: one of them is gone, or the record is damaged.
+    """
+    dataset = folder / DATASET_NAME
+    if not _index(dataset).exists():
+        return None
+    files = [folder / name for name in _read_index(dataset)["files"]]
+    if gone := [file.name for file in files if not file.is_file()]:
+        raise ValueError(
+            f"{folder}: {gone[0]} is gone, which {_index(dataset).name} names as one of the "
+            "cohort's patients. Run `python processing.py` again."
+        )
+    return files
+
+
+def _read_index(dataset: Path) -> dict:
+    """
+    Raises:
+        ValueError: it is damaged.
+        OSError: there is none.
+    """
+    path = _index(dataset)
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        return {"bytes": int(index["bytes"]), "files": [str(name) for name in index["files"]]}
+    except (ValueError, KeyError, TypeError):
+        raise ValueError(f"{path}: damaged. Run `python processing.py` again.") from None
 
 
 def _body(value: Any) -> bytes:

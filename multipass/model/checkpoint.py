@@ -69,9 +69,17 @@ def as_dict(model: Model) -> dict:
 
 
 def save(path: Path, content: dict) -> None:
-    """Writes a checkpoint under a temporary name, then renames it."""
+    """Writes a checkpoint under a temporary name, then renames it.
+
+    Raises:
+        OSError: it cannot be written, as to a full disk; an earlier one stays.
+    """
     with replacing(path) as temporary:
-        torch.save(content, temporary)
+        try:
+            torch.save(content, temporary)
+        except RuntimeError as error:  # how PyTorch says so
+            reason = str(error).splitlines()[0]
+            raise OSError(f"{path} cannot be written, is the disk full? ({reason})") from None
 
 
 def set_aside(path: Path) -> Path | None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
+
+from multipass.files import claimed
 
 # Parameters of mallopt(3)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -71,6 +76,25 @@ def from_first(value: Any) -> Any:
     if world_size() > 1:
         dist.broadcast_object_list(values)
     return values[0]
+
+
+@contextlib.contextmanager
+def claimed_by_first(folder: Path) -> Iterator[None]:
+    """See `files.claimed`: the first process does it for all of them.
+
+    Raises:
+        ValueError: in all processes.
+    """
+    with contextlib.ExitStack() as stack:
+        refusal = ""
+        if rank() == 0:
+            try:
+                stack.enter_context(claimed(folder))
+            except ValueError as error:
+                refusal = str(error)
+        if refusal := from_first(refusal):
+            raise ValueError(refusal)
+        yield
 
 
 def mean_over_processes(values: torch.Tensor) -> torch.Tensor:

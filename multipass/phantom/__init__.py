@@ -2,6 +2,7 @@
 
     subject = make_subject(seed=1, index=0, matrix=256, position="HFP", implant="")
     write_subject(folder, subject)
+    volume, label = draw_labelled(seed=1, index=0, matrix=256)  # arrays alone, 6 is other bone
 
 The five structures are those of `multipass.structures.PELVIS`. The coccyx, the spine and the ribs
 are bone that belongs to no structure, and so is the metal of implants: around a hip prosthesis, hip
@@ -10,7 +11,7 @@ distances) and 3 to 4 mm (soft tissue), and both picture and reference are read 
 """
 
 from multipass.phantom.recipe import Recipe, draw_recipe
-from multipass.phantom.subject import Subject, make_subject
+from multipass.phantom.subject import Subject, draw_labelled, make_subject
 from multipass.phantom.writer import write_subject
 
-__all__ = ["Recipe", "Subject", "draw_recipe", "make_subject", "write_subject"]
+__all__ = ["Recipe", "Subject", "draw_labelled", "draw_recipe", "make_subject", "write_subject"]

@@ -39,6 +39,8 @@ class Options:
     """Folder of real bone surfaces to build the patients around; parametric bones by default."""
     part: Literal["all", "train", "test"] = "all"
     """Which of the folder's subjects to draw from; those for testing never enter 'train'."""
+    other_bone: bool = False
+    """Write one more segment: all bone that is none of the five structures."""
     jobs: int = 1
     """Patients made at the same time."""
 
@@ -54,7 +56,7 @@ def write_patient(options: Options, index: int) -> str:
     subject = make_subject(
         options.seed, index, matrix=options.matrix, size=size, atlas=_atlas(options)
     )
-    write_subject(folder, subject)
+    write_subject(folder, subject, other_bone=options.other_bone)
     nx, ny, nz = subject.volume.grid.size
     sx, _, sz = subject.volume.grid.spacing_mm
     extra = "".join(f", {t}" for t in (subject.recipe.implant, subject.recipe.anatomy) if t)
@@ -107,11 +109,13 @@ def _claim(options: Options) -> None:
         ValueError: the folder holds patients of other options.
     """
     facts = {key: str(getattr(options, key)) for key in ("seed", "matrix", "size", "part")}
+    if options.other_bone:
+        facts["other-bone"] = "True"
     facts["anatomy"] = str(options.anatomy.resolve()) if options.anatomy else ""
     if differing := claimed_otherwise(options.output / OPTIONS_NAME, facts):
         key, value = differing
         raise ValueError(
-            f"{options.output} holds patients of --{key} {value}, not {facts.get(key)}; give "
+            f"{options.output} holds patients of --{key} {value or 'none'}, not {facts.get(key)}; give "
             "another --output"
         )
 

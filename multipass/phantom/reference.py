@@ -15,15 +15,17 @@ from pydicom.uid import generate_uid
 from multipass.dicom.dcmqi import complaint, number_places, run_dcmqi
 from multipass.geometry.volume import Grid, Volume, floats3, to_sitk
 from multipass.phantom.recipe import Recipe
-from multipass.structures import PELVIS, Structure, to_attributes
+from multipass.structures import OTHER_BONE, PELVIS, Structure, to_attributes
 
+STRUCTURES = (*PELVIS, OTHER_BONE)
 DATE, TIME = "20200101", "120000"
 
 
 def write_segmentation(
     folder: Path, label: Volume, ct_dir: Path, slices: list[Path], recipe: Recipe
 ) -> Path:
-    """Write `folder`/<random name>.dcm with a segment for each structure in the label.
+    """Write `folder`/<random name>.dcm with a segment for each structure in the label, whose
+    values are those of STRUCTURES.
 
     Segments are numbered in an order of the patient's own; empty frames are left out.
 
@@ -32,16 +34,16 @@ def write_segmentation(
     """
     folder.mkdir(parents=True)
     rng = recipe.rng("segments")
-    present = [value for value in range(1, len(PELVIS) + 1) if (label.array == value).any()]
+    present = [value for value in range(1, len(STRUCTURES) + 1) if (label.array == value).any()]
     order = [int(v) for v in rng.permutation(present)]
     path = folder / f"{int(rng.integers(0, 2**62)):016x}.dcm"
-    numbers = np.zeros(len(PELVIS) + 1, np.uint8)
+    numbers = np.zeros(len(STRUCTURES) + 1, np.uint8)
     numbers[order] = np.arange(1, len(order) + 1)
     image = to_sitk(_right_handed(Volume(numbers[label.array], label.grid)))
     with tempfile.TemporaryDirectory() as scratch:
         mask, table = Path(scratch) / "mask.nrrd", Path(scratch) / "segments.json"
         sitk.WriteImage(image, mask, useCompression=False)
-        table.write_text(json.dumps(_table([PELVIS[value - 1] for value in order])))
+        table.write_text(json.dumps(_table([STRUCTURES[value - 1] for value in order])))
         arguments = ["--skip", "1", "--inputImageList", str(mask)]
         arguments += ["--inputDICOMDirectory", str(ct_dir), "--inputMetadata", str(table)]
         printed = run_dcmqi("itkimage2segimage", *arguments, "--outputDICOM", str(path))

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from multipass.geometry.volume import Volume, floats3
+from multipass.geometry.volume import AIR_HU, Volume, floats3
 from multipass.phantom.anatomy.atlas import Atlas
 from multipass.phantom.anatomy.individual import PARAMETRIC, draw_individual
 from multipass.phantom.anatomy.pose import Pose
-from multipass.phantom.anatomy.scene import Skeleton
-from multipass.phantom.recipe import Recipe, draw_recipe
+from multipass.phantom.anatomy.scene import OTHER_BONE_VALUE, Skeleton
+from multipass.phantom.recipe import Recipe, draw_recipe, patient_size
 from multipass.phantom.scanner.acquisition import outside_circle, render, scan_grid
 from multipass.phantom.scanner.tissue import paint_body
 
@@ -25,12 +25,14 @@ class Subject:
         label: uint8 (X, Y, Z), 1 to 5 in the order of `structures.PELVIS`, 0 elsewhere. The metal
             of an implant and the coccyx belong to no structure, nor does what lies outside of the
             circular field of view of a scan with padding.
+        other_bone: bool (X, Y, Z), all bone that is none of the five, without implants.
         position: DICOM PatientPosition, HFS, HFP, FFS or FFP.
         recipe: all that was drawn; the writer takes the file format from it.
     """
 
     volume: Volume
     label: np.ndarray
+    other_bone: np.ndarray
     position: str
     recipe: Recipe
 
@@ -62,10 +64,42 @@ def make_subject(
     drawn = replace(drawn, **overrides)
     pose = Pose(drawn, individual)
     skeleton = Skeleton(pose)
-    body = paint_body(pose, list(skeleton.bones.values()))
+    bones = list(skeleton.bones.values())
+    body, painted = paint_body(pose, bones)
     grid = scan_grid(drawn)
-    hu, label = render(drawn, list(skeleton.bones.values()), body, grid)
+    hu, label = render(drawn, bones + painted, body, grid)
     if drawn.padding is not None:
-        label[outside_circle(*label.shape[:2])] = 0
+        hidden = outside_circle(*label.shape[:2])
+        hu[hidden], label[hidden] = AIR_HU, 0
+    other = label == OTHER_BONE_VALUE
+    label[other] = 0
     origin = floats3(np.add(grid.origin_mm, drawn.table_offset_mm).round(3))
-    return Subject(Volume(hu, replace(grid, origin_mm=origin)), label, drawn.position, drawn)
+    volume = Volume(hu, replace(grid, origin_mm=origin))
+    return Subject(volume, label, other, drawn.position, drawn)
+
+
+def draw_labelled(
+    seed: int,
+    index: int,
+    *,
+    matrix: int = 512,
+    size: str | None = None,
+    atlas: Atlas | None = None,
+    **overrides,
+) -> tuple[Volume, np.ndarray]:
+    """Draw patient `index` of the cohort `seed` as arrays, for training without files.
+
+    The same patient as `make_subject` and the cohort's command make. Results depend on the
+    arguments alone, in any process; an `Atlas` can be handed to worker processes.
+
+    Args:
+        size: as for `make_subject`, or 'mixed', of which a sixth are whole bodies.
+
+    Returns:
+        HU, int16 (X, Y, Z) on an upright LPS grid, and uint8 labels: 1 to 5 in the order of
+        `structures.PELVIS`, 6 all other bone.
+    """
+    size = patient_size(seed, index, size)
+    subject = make_subject(seed, index, matrix=matrix, size=size, atlas=atlas, **overrides)
+    subject.label[subject.other_bone] = OTHER_BONE_VALUE
+    return subject.volume, subject.label

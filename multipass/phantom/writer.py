@@ -11,6 +11,7 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
 from multipass.geometry.volume import Grid, Volume, floats3
+from multipass.phantom.anatomy.scene import OTHER_BONE_VALUE
 from multipass.phantom.recipe import Recipe
 from multipass.phantom.reference import write_segmentation
 from multipass.phantom.scanner.acquisition import outside_circle
@@ -21,13 +22,16 @@ DATE, TIME = "20200101", "120000"
 ACQUIRED = {"HFS": (1, 1, 1), "HFP": (-1, -1, 1), "FFS": (-1, 1, -1), "FFP": (1, -1, -1)}
 
 
-def write_subject(folder: Path, subject: Subject, *, orientation: str | None = None) -> None:
+def write_subject(
+    folder: Path, subject: Subject, *, orientation: str | None = None, other_bone: bool = False
+) -> None:
     """Write `folder`/im_1 (CT, one file a slice) and `folder`/im_3 (one DICOM SEG).
 
     The folder appears under its name only when it is complete.
 
     Args:
         orientation: write the axes as for this patient position rather than the subject's own.
+        other_bone: write `structures.OTHER_BONE`, too.
     """
     folder = Path(folder)
     partial = folder.with_name(f".{folder.name}.partial")
@@ -35,7 +39,10 @@ def write_subject(folder: Path, subject: Subject, *, orientation: str | None = N
     try:
         signs = ACQUIRED[orientation or subject.position]
         volume = flipped(subject.volume, signs)
-        label = flipped(Volume(subject.label, subject.volume.grid), signs)
+        values = subject.label
+        if other_bone:
+            values = np.where(subject.other_bone, np.uint8(OTHER_BONE_VALUE), values)
+        label = flipped(Volume(values, subject.volume.grid), signs)
         slices = write_ct(partial / "im_1", volume, subject.recipe, subject.position)
         write_segmentation(partial / "im_3", label, partial / "im_1", slices, subject.recipe)
         partial.rename(folder)

@@ -28,6 +28,7 @@ BONE_GAP_MM = 2.5  # between bones that have no joint
 SCLEROSIS_MM = 8.0  # deep next to a worn joint
 SIDES = ((1, "left"), (-1, "right"))
 LABELS = {structure.name: i + 1 for i, structure in enumerate(PELVIS)}
+OTHER_BONE_VALUE = len(PELVIS) + 1
 
 
 @dataclass
@@ -35,8 +36,10 @@ class Bone:
     """Something hard: a bone, a piece of metal or a calcification.
 
     Attributes:
-        label: mask value, 0 for what is not segmented.
-        kind: 'bone', 'metal' or 'calcification'.
+        label: 1 to 5 for a structure, OTHER_BONE_VALUE for other bones and teeth, 0 for what is
+            no bone.
+        kind: 'bone', 'metal', 'calcification', or 'painted' for bone that the soft tissue's
+            lattice holds already.
         distance, inner: to the surface, and to the inner face of the cortex.
         shell_hu, core_hu: outside and inside that face.
     """
@@ -203,7 +206,8 @@ class Skeleton:
         else:
             hu = METAL_HU if kind == "metal" else self.recipe.rng(name).uniform(350, 1300)
             inner, shell_hu, core = Block(block.start, block.array + FAR_MM, self.step), hu, block
-        self.bones[name] = Bone(name, LABELS.get(name, 0), kind, block, inner, shell_hu, core)
+        label = LABELS.get(name, OTHER_BONE_VALUE if kind == "bone" or name == "teeth" else 0)
+        self.bones[name] = Bone(name, label, kind, block, inner, shell_hu, core)
 
     def _keep_apart(self, name: str, block: Block, other: Bone) -> None:
         """Cut a new bone back where it comes nearer to an older one than the joint's gap."""

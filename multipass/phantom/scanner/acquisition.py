@@ -7,7 +7,7 @@ from scipy.ndimage import convolve1d, gaussian_filter1d
 
 from multipass.geometry.volume import Grid
 from multipass.phantom.anatomy.lattice import Block
-from multipass.phantom.anatomy.scene import Bone
+from multipass.phantom.anatomy.scene import OTHER_BONE_VALUE, Bone
 from multipass.phantom.recipe import Recipe
 from multipass.phantom.scanner.streaks import streaks
 
@@ -70,7 +70,7 @@ class Sampler:
 def render(
     recipe: Recipe, bones: list[Bone], body: Block, grid: Grid
 ) -> tuple[np.ndarray, np.ndarray]:
-    """HU (int16) and labels (uint8) on the grid, (X, Y, Z).
+    """HU (int16) and labels (uint8, 1 to 6 with other bone) on the grid, (X, Y, Z).
 
     A voxel's label is the bone that fills at least half of it, so that label and picture come
     from one geometry.
@@ -90,11 +90,14 @@ def render(
         metal = fills.pop(METAL, None)
         if metal is not None and metal.max() > 0.1:
             picture += streaks(metal, recipe.pixel_mm, strength, streak_rng)
+        other = fills.pop(OTHER_BONE_VALUE, None)
         best = np.full(grid.size[:2], 0.5, np.float32)
         for value, fill in fills.items():
             better = fill >= best
             label[k].T[better] = value
             best[better] = fill[better]
+        if other is not None:
+            label[k].T[(other >= 0.5) & (label[k].T == 0)] = OTHER_BONE_VALUE
         picture += drift * (picture > NO_TISSUE_HU)
         hu[k] = _finish(recipe, picture.T, rng)
     return hu.T, label.T
@@ -138,6 +141,8 @@ def _paint(
     if distance is None or distance.min() * edge > 0.5:
         return None
     outer = np.clip(0.5 - distance * edge, 0, 1)
+    if bone.kind == "painted":
+        return outer
     solid = np.float32(bone.shell_hu) * outer
     if bone.kind == "bone":
         depth, core_hu = sampler.plane(bone.inner.array, z), sampler.plane(bone.core_hu.array, z)

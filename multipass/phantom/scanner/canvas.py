@@ -8,7 +8,8 @@ from scipy.ndimage import gaussian_filter
 from multipass.phantom.anatomy import limbs
 from multipass.phantom.anatomy.lattice import Block
 from multipass.phantom.anatomy.pose import Pose
-from multipass.phantom.anatomy.shapes import smooth_max, smooth_min
+from multipass.phantom.anatomy.scene import OTHER_BONE_VALUE, Bone
+from multipass.phantom.anatomy.shapes import FAR_MM, smooth_max, smooth_min
 
 AIR_HU = -1000.0
 COVER_MM = 20.0  # from a bone; farther away its distance is only a lower bound
@@ -24,6 +25,7 @@ class Canvas:
         fat_share: of the trunk's fat, or 1 everywhere.
         cavity: distance to the walls of abdomen and true pelvis.
         stool: HU, for the points that turn out to lie in stool.
+        painted: all bones that are painted here, as one, or none.
     """
 
     def __init__(self, pose: Pose):
@@ -39,6 +41,7 @@ class Canvas:
         self.points = self.block.points()
         self.hu: np.ndarray = self.block.array.reshape(-1)
         self.rng = recipe.rng("tissue")
+        self.painted: list[Bone] = []
         self.outline, self.fat_share = outline(self), 1.0
         if recipe.limbs:
             self._add_limbs()
@@ -106,6 +109,19 @@ class Canvas:
             else:
                 field = field.take(np.arange(count), axis)
         return field.reshape(-1)[self.all]
+
+    def keep_bone(self, near: np.ndarray, distance: np.ndarray) -> None:
+        """Remember a bone that is painted here, for the labels.
+
+        Args:
+            near: indices into all of the lattice that `distance` is for.
+        """
+        if not self.painted:
+            far = np.full(self.block.array.shape, FAR_MM, np.float32)
+            block = Block(self.block.start, far, self.block.step_mm)
+            self.painted = [Bone("painted", OTHER_BONE_VALUE, "painted", block, block, 0.0, block)]
+        known = self.painted[0].distance.array.reshape(-1)
+        known[near] = np.minimum(known[near], distance)
 
     def fill(
         self, distance: np.ndarray, hu: float | np.ndarray, where: np.ndarray | None = None

@@ -74,6 +74,7 @@ def _paint_arms(canvas: Canvas, skin: np.ndarray) -> None:
             bone = tube([(a + shift, b + shift / 2, c, 7.0) for a, b, c, _ in points], 4.0)
             distance = np.maximum(bone(p[near]), arm + 8)
             canvas.fill(distance, rng.uniform(700, 1300), near)
+            canvas.keep_bone(near, distance)
             canvas.fill(distance + 3, rng.uniform(0, 250), near)
         hand = ball(p[near], (x, y - 5, low - 20), 24)
         canvas.fill(np.maximum(hand, 2 - skin[near]), 40.0, near)

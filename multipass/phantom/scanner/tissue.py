@@ -11,7 +11,7 @@ import numpy as np
 from multipass.phantom.anatomy import limbs
 from multipass.phantom.anatomy.lattice import Block
 from multipass.phantom.anatomy.pose import Pose
-from multipass.phantom.anatomy.scene import Bone
+from multipass.phantom.anatomy.scene import LABELS, Bone
 from multipass.phantom.anatomy.shapes import Cloud, ellipsoid, tube
 from multipass.phantom.anatomy.soft_tissue import ARTERIES, BOWEL_BOX, MUSCLES, THIGH_MUSCLES, VEINS
 from multipass.phantom.scanner.canvas import Canvas
@@ -23,11 +23,12 @@ FLESH_MM = 5.0  # at least, over a real bone, whose place the outline does not k
 EDGE_MM = 7.0  # beyond a shape: fascia, walls and half a lattice step of soft edge
 
 
-def paint_body(pose: Pose, bones: list[Bone]) -> Block:
-    """All soft tissue and the surroundings, as HU on a lattice that covers the scan."""
+def paint_body(pose: Pose, bones: list[Bone]) -> tuple[Block, list[Bone]]:
+    """All soft tissue and the surroundings, as HU on a lattice that covers the scan, and the bones
+    of the arms beside the trunk, which are part of it."""
     canvas = Canvas(pose)
     if pose.individual.fleshed or pose.recipe.limbs:
-        canvas.cover([b.distance for b in bones if b.label or pose.recipe.limbs], FLESH_MM)
+        canvas.cover([b.distance for b in bones if b.name in LABELS or pose.recipe.limbs], FLESH_MM)
     fat_mm = _fat_thickness(canvas)
     paint_surroundings(canvas, fat_mm + SKIN_MM)
     whole = canvas.outline - fat_mm
@@ -36,7 +37,7 @@ def paint_body(pose: Pose, bones: list[Bone]) -> Block:
     _paint_muscles(canvas)
     _paint_organs(canvas)
     canvas.store()
-    return canvas.block
+    return canvas.block, canvas.painted
 
 
 def _fat_thickness(canvas: Canvas) -> np.ndarray:

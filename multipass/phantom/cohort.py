@@ -115,8 +115,8 @@ def _claim(options: Options) -> None:
     if differing := claimed_otherwise(options.output / OPTIONS_NAME, facts):
         key, value = differing
         raise ValueError(
-            f"{options.output} holds patients of --{key} {value or 'none'}, not {facts.get(key)}; give "
-            "another --output"
+            f"{options.output} holds patients of --{key} {value or 'none'}, not "
+            f"{facts.get(key)}; give another --output"
         )
 
 

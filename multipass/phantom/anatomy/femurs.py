@@ -77,7 +77,10 @@ def _in_label_map(path: Path) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         volume = upright(from_sitk(sitk.ReadImage(str(path))))
     except RuntimeError as error:
         raise ValueError(f"--anatomy: {path} can't be read as an image") from error
-    parts, _ = ndimage.label(volume.array == LABEL)
+    mask = volume.array == LABEL
+    parts = np.zeros(mask.shape, np.int32)
+    for around in ndimage.find_objects(mask.view(np.uint8)):
+        parts[around], _ = ndimage.label(np.ascontiguousarray(mask[around]))
     sizes_ml = np.bincount(parts.ravel())[1:] * volume.grid.voxel_ml
     large = np.flatnonzero(sizes_ml > LEAST_ML) + 1
     if len(large) != 2:

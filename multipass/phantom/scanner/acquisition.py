@@ -50,6 +50,14 @@ class Sampler:
         self.y, self.y_low, self.y_part = _axis(
             block.start[1], block.array.shape[1], block.step_mm, ys
         )
+        self.least = block.array.min(axis=(0, 1))
+
+    def reaches(self, z: float, level: float) -> bool:
+        """Whether a plane may hold values up to `level`, seen from the lattice's planes alone."""
+        where = z / self.block.step_mm - self.block.start[2]
+        if not 0 <= where < len(self.least) - 1:
+            return False
+        return bool(self.least[int(where) : int(where) + 2].min() <= level)
 
     def plane(self, array: np.ndarray, z: float) -> np.ndarray | None:
         where = z / self.block.step_mm - self.block.start[2]
@@ -136,6 +144,8 @@ def _paint(
     recipe: Recipe, bone: Bone, sampler: Sampler, z: float, picture: np.ndarray
 ) -> np.ndarray | None:
     """Paint a bone into one thin plane; its share of the pixels of its box, None for none."""
+    if not sampler.reaches(z, recipe.pixel_mm / 2):
+        return None
     distance = sampler.plane(bone.distance.array, z)
     edge = np.float32(1 / recipe.pixel_mm)
     if distance is None or distance.min() * edge > 0.5:

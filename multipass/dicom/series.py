@@ -26,7 +26,13 @@ MULTIFRAME_CT = {EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage}
 CT_CLASSES = {CTImageStorage, *MULTIFRAME_CT}
 MIN_SLICES = 3
 # What people and systems leave beside scans.
-NO_DICOM = {".md", ".txt", ".json", ".csv", ".png", ".jpg", ".html", ".xml", ".pdf", ".db", ".ini"}
+NO_DICOM = {
+    *(".md", ".txt", ".rtf", ".pdf", ".log", ".json", ".csv", ".tsv", ".xml", ".yaml", ".yml"),
+    *(".doc", ".docx", ".xls", ".xlsx", ".xlsm", ".ppt", ".pptx", ".odt", ".ods", ".odp", ".eml"),
+    *(".png", ".jpg", ".jpeg", ".gif", ".bmp", ".tif", ".tiff", ".svg", ".webp", ".ico"),
+    *(".avi", ".mp4", ".mov", ".wmv", ".html", ".htm", ".css", ".js", ".py", ".sh", ".bat"),
+    *(".db", ".ini", ".inf", ".cfg", ".lnk", ".url", ".exe", ".dll", ".jar", ".msi", ".sha256"),
+}
 # Within 45 degrees of the patient's long axis.
 AXIAL_COSINE = math.cos(math.radians(45))
 # 16-bit values become HU: outside of these the tags are damaged.
@@ -131,15 +137,21 @@ class Found:
     unread: list[tuple[Path, str]] = field(default_factory=list)
 
     def unread_beside(self, series: Series) -> list[str]:
-        """A note if files in the series' folders could not be read: its ends may be missing, which
-        the places of the other slices do not show."""
-        folders = {piece.path.parent for piece in series.slices}
-        beside = [(path, why) for path, why in self.unread if path.parent in folders]
+        """A note if files that are called like the slices, in their folders, could not be read: the
+        ends of the series may be missing, which the places of the other slices do not show."""
+        like = {(piece.path.parent, _kind(piece.path)) for piece in series.slices}
+        beside = [(path, why) for path, why in self.unread if (path.parent, _kind(path)) in like]
         if not beside:
             return []
         path, why = beside[0]
         files = "1 file" if len(beside) == 1 else f"{len(beside)} files"
         return [f"{files} beside the slices could not be read ({path.name}: {why})"]
+
+
+def _kind(path: Path) -> str:
+    """A file's suffix; '' also for the last number of a UID."""
+    suffix = path.suffix.lower()
+    return "" if suffix[1:].isdecimal() else suffix
 
 
 def find(roots: Path | Iterable[Path]) -> Found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from contextlib import ExitStack
 from pathlib import Path
@@ -120,7 +121,78 @@ def test_names_are_safe_and_unique(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(b"")
     found, _ = cases(tmp_path)
-    assert sorted(found) == ["SCAN_3", "con_2", "scan", "scan_2", "summary.csv_2", "ö_.._x"]
+    assert sorted(found) == ["a_scan", "b_scan", "c_SCAN", "con_2", "summary.csv_2", "ö_.._x"]
+
+
+def test_names_of_any_bytes_and_length_are_safe(tmp_path):
+    names = (b"M\xfcller.nii", "日".encode() * 80 + b".nii", b"a\nb.nii")
+    for name in names:
+        (tmp_path / os.fsdecode(name)).write_bytes(b"")
+    found, _ = cases(tmp_path)
+    assert sorted(found) == ["M_ller", "a_b", "日" * 26]
+
+
+def test_scans_of_one_name_are_told_apart_by_number_at_last(tmp_path):
+    for k in range(3):
+        (tmp_path / str(k) / "CT").mkdir(parents=True)
+        (tmp_path / str(k) / "CT" / "a.nii").write_bytes(b"")
+    assert sorted(cases(tmp_path)[0]) == ["CT_a", "CT_a_2", "CT_a_3"]
+
+
+def test_stray_files_rename_no_case(tmp_path, patient):
+    root = tmp_path / "in"
+    shutil.copytree(patient / "im_1", root / "study" / "thin")
+    shutil.copytree(patient, root / "Patient_09")
+    before, refused = cases(root)
+    assert sorted(before) == ["Patient_09", "study_thin"] and not refused
+    for name in ("protocol.docx", "notes.xlsx", "Thumbs.db", "autorun.exe"):
+        (root / name).write_bytes(b"no DICOM")
+        (root / "study" / "thin" / name).write_bytes(b"no DICOM")
+    after, refused = cases(root)
+    assert {n: c.notes for n, c in after.items()} == {n: c.notes for n, c in before.items()}
+    assert not refused
+    shutil.copy(next((patient / "im_3").iterdir()), root / "seg.dcm")
+    assert sorted(cases(root)[0]) == sorted(before)
+
+
+def test_results_of_an_earlier_run_are_no_scans(tmp_path):
+    (tmp_path / "out" / "a" / "mine").mkdir(parents=True)
+    for name in ("a.nii", "out/a/mask.nii.gz", "out/a/mine/corrected.nii.gz", "out/notes.nrrd"):
+        (tmp_path / name).write_bytes(b"")
+    report = tmp_path / "out" / "a" / "report.json"
+    report.write_text('{"case": "a", "identity": {}, "files": {}}')
+    assert sorted(cases(tmp_path)[0]) == ["a", "notes"]
+    assert sorted(cases(report.parent)[0]) == ["corrected", "mask"]
+    report.write_text('{"someone\'s": "report"}')
+    assert len(cases(tmp_path)[0]) == 4
+
+
+def test_finding_grows_with_the_number_of_scans_alone(tmp_path, monkeypatch):
+    for k in range(200):
+        for name in (f"{k}.nii.gz", f"{k}_seg.nii.gz"):
+            (tmp_path / name).write_bytes(b"")
+    listed = []
+    real = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda self: listed.append(self) or real(self))
+    found, _ = cases(tmp_path)
+    assert len(found) == 200 and all(case.reference_path for case in found.values())
+    assert len(listed) <= 1
+
+
+def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
+    for name in ("a/a.nii", "b/b.nii"):
+        (tmp_path / name).parent.mkdir()
+        (tmp_path / name).write_bytes(b"")
+    real = os.scandir
+
+    def closed(path):
+        if Path(path).name == "b":
+            raise PermissionError(13, "Permission denied", str(path))
+        return real(path)
+
+    monkeypatch.setattr("os.scandir", closed)
+    found, refused = cases(tmp_path)
+    assert list(found) == ["a"] and refused == {"b": "cannot be listed (Permission denied)"}
 
 
 def test_a_series_at_one_place_is_no_scan(tmp_path, patient):

@@ -42,7 +42,8 @@ from native_scores import (
     write_rows,
 )
 
-from multipass.data.scans import Case, find_cases
+from multipass.data.case import Case
+from multipass.data.scans import find_cases
 from multipass.evaluation import metrics
 from multipass.evaluation.tables import with_interval
 from multipass.files import code_sha256, sha256_of

@@ -33,10 +33,10 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
+from multipass.data.case import Case  # noqa: E402
 from multipass.data.patient_files import read_patient, write_patient  # noqa: E402
 from multipass.data.prepare import prepare_patient  # noqa: E402
 from multipass.data.scan import read_scan  # noqa: E402
-from multipass.data.scans import Case  # noqa: E402
 from multipass.geometry.volume import Volume, to_sitk  # noqa: E402
 from multipass.phantom import make_subject  # noqa: E402
 from multipass.phantom.reference import write_segmentation  # noqa: E402

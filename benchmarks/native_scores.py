@@ -15,7 +15,8 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # before this folder, which has a training.py, too
 
-from multipass.data.scans import Case, find_cases  # noqa: E402
+from multipass.data.case import Case  # noqa: E402
+from multipass.data.scans import find_cases  # noqa: E402
 from multipass.dicom.ct import read_ct  # noqa: E402
 from multipass.evaluation.metrics import compare  # noqa: E402
 from multipass.evaluation.scoring import reference_labels  # noqa: E402

@@ -31,7 +31,8 @@ import torch  # noqa: E402
 import tyro  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
-from multipass.data.scans import Case, find_cases  # noqa: E402
+from multipass.data.case import Case  # noqa: E402
+from multipass.data.scans import find_cases  # noqa: E402
 from multipass.evaluation.scoring import Scored, score  # noqa: E402
 from multipass.files import code_sha256, sha256_of  # noqa: E402
 from multipass.geometry.labelmaps import LEAST_PART_MM3  # noqa: E402
@@ -165,7 +166,8 @@ def segment_all(
     for case in bar:
         stages = Stages(lambda stage, name=case.name: bar.set_postfix_str(f"{name}: {stage}"))
         try:
-            report = segment_case(case, model, options, stages)
+            with case.at_hand():
+                report = segment_case(case, model, options, stages)
         except Exception as error:  # a fault of ours must not stop the cohort either
             outcome.failed.append((case.name, one_sentence(error)))
             log.error("%s: %s", *outcome.failed[-1])

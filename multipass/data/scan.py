@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from multipass.data import patient_files
+from multipass.data.case import Case
 from multipass.data.images import distinct_whole, read_image
-from multipass.data.scans import Case
 from multipass.dicom import ct, hounsfield, series
 from multipass.geometry import windows
 from multipass.geometry.lattices import nearest_grid, shear_degrees

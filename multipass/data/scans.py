@@ -11,18 +11,16 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from multipass.data.archives import SUFFIX as ZIP
 from multipass.data.archives import Archive
-from multipass.data.images import detached
+from multipass.data.beside import Beside, stem_of, voxels_of
+from multipass.data.case import Case, safe_name, uniquely_named
 from multipass.data.patient_files import DATASET_NAME
 from multipass.data.prepare import CT_FOLDER, LANDMARK_FOLDER, SEG_FOLDER
 from multipass.dicom import series as dicom
@@ -30,76 +28,12 @@ from multipass.dicom.choice import choose, unfit
 from multipass.files import files_below
 from multipass.terminal import one_sentence
 
-IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
-KNOWN_SUFFIXES = (*IMAGE_SUFFIXES, ".pkl", ZIP)
 # With the detached voxels of .nhdr and .mhd.
 IGNORED_SUFFIXES = {".raw", ".zraw", ".gz", *dicom.NO_DICOM}
-REFERENCE_ENDINGS = ("_seg", "-seg", "_label", "-label", "_reference", "-reference")
-RESULTS = {"summary.csv", "index.html", "inference.log", "niivue.js"}
-RESERVED_NAMES = {*RESULTS, "con", "prn", "aux", "nul"}
-# In bytes: with what is added to it, a temporary name stays below 255.
-MAX_NAME = 80
 REPORT_NAME = "report.json"
 # Archives stay unpacked from finding to segmenting up to so much in all, since unpacking takes
 # time.
 KEPT_BYTES = 4 << 30
-
-
-@dataclass(frozen=True)
-class Case:
-    """One scan to segment: a DICOM series, or the file at `path`.
-
-    Attributes:
-        name: safe as a folder's name, and unique among the cases found with it.
-        seg: SEG files that belong to the series.
-        reference_path: a label map beside an image file.
-        notes: what a person should know of the files.
-    """
-
-    name: str
-    path: Path
-    series: dicom.Series | None = None
-    seg: tuple[dicom.SegHeader, ...] = ()
-    reference_path: Path | None = None
-    notes: tuple[str, ...] = ()
-    archive: Archive | None = None
-
-    @property
-    def source(self) -> Path:
-        """Where it lies, absolute: study.zip/folder/scan.nii.gz where it lies in an archive."""
-        return self.archive.inside(self.path) if self.archive else self.path.resolve()
-
-    @property
-    def series_uid(self) -> str:
-        return self.series.uid if self.series else ""
-
-    @property
-    def longer_name(self) -> str:
-        """Its name with that of the folder around it, as safe as a name."""
-        around = self.archive.path if self.archive else self.path
-        return safe_name(f"{around.resolve().parent.name}_{self.name}")
-
-    def at_hand(self) -> AbstractContextManager[None]:
-        """Its files can be read in the block.
-
-        Raises:
-            ValueError, OSError: they lie in an archive that cannot be unpacked.
-        """
-        return self.archive.at_hand() if self.archive else nullcontext()
-
-    @property
-    def files(self) -> list[Path]:
-        """What the scan is read from, in a fixed order."""
-        if self.series is None:
-            return [self.path, *detached(self.path)]
-        return sorted({piece.path for piece in self.series.slices})
-
-    @property
-    def reference_files(self) -> list[Path]:
-        """What the reference is read from; [] where there is none."""
-        beside = self.reference_path
-        labels = [beside, *detached(beside)] if beside else []
-        return [*(header.path for header in self.seg), *labels]
 
 
 @dataclass
@@ -132,19 +66,19 @@ def find_cases(root: Path, stack: ExitStack) -> FoundCases:
         found.refused.append((Path(error.filename).name, f"cannot be listed ({error.strerror})"))
 
     files = [root] if root.is_file() else _without_results(files_below(root, unlisted), root)
-    stems_in = cache(_stems_in)
+    beside = Beside()
     for path in files:
-        stem = _stem(path)
+        stem = stem_of(path)
         if path.suffix.lower() == ZIP:
             _add_zip(path, found, stack)
-        elif stem is not None and path.name != DATASET_NAME and not _is_reference(path, stems_in):
-            found.cases.append(Case(stem, path, reference_path=_reference(path, stems_in)))
-    voxels = {p for path in files if _stem(path) is not None for p in _voxels_of(path)}
-    unknown = [p for p in files if _stem(p) is None and p.suffix.lower() not in IGNORED_SUFFIXES]
+        elif stem is not None and path.name != DATASET_NAME and not beside.is_reference(path):
+            found.cases.append(Case(stem, path, reference_path=beside.reference_of(path)))
+    voxels = {p for path in files if stem_of(path) is not None for p in voxels_of(path)}
+    unknown = [p for p in files if stem_of(p) is None and p.suffix.lower() not in IGNORED_SUFFIXES]
     unknown = [p for p in unknown if p not in voxels]
     for unit, members in _units(root, unknown):
         _add_dicom(unit, members, found, root)
-    found.cases = _uniquely_named(found.cases)
+    found.cases = uniquely_named(found.cases)
     return found
 
 
@@ -243,7 +177,9 @@ def _belongs(header: dicom.SegHeader, one: dicom.Series, fit: Sequence[dicom.Ser
 
 def _add_zip(path: Path, found: FoundCases, stack: ExitStack) -> None:
     try:
-        folder = Path(stack.enter_context(TemporaryDirectory(prefix="multipass_")))
+        temporary = stack.enter_context(TemporaryDirectory(prefix="multipass_"))
+        folder = Path(temporary) / safe_name(path.stem)
+        folder.mkdir()
         archive = Archive(path, folder)
         archive.unpack()
     except (ValueError, OSError, MemoryError) as error:
@@ -264,73 +200,3 @@ def _add_zip(path: Path, found: FoundCases, stack: ExitStack) -> None:
         found.kept_bytes += archive.size
     else:
         archive.clear()
-
-
-def _stem(path: Path) -> str | None:
-    """The name without its suffix of an image, patient file or archive; None: another file."""
-    for suffix in KNOWN_SUFFIXES:
-        if path.name.lower().endswith(suffix):
-            return path.name[: -len(suffix)]
-    return None
-
-
-def _voxels_of(path: Path) -> list[Path]:
-    """Detached voxels of an image file; none where its header cannot be read, which its reader
-    will say."""
-    try:
-        return detached(path)
-    except (OSError, ValueError):
-        return []
-
-
-def _stems_in(folder: Path) -> dict[str, list[Path]]:
-    """Images, patient files and archives by their names without suffix, in small letters."""
-    stems = defaultdict(list)
-    for path in sorted(folder.iterdir()):
-        stems[(_stem(path) or "").lower()].append(path)
-    return stems
-
-
-def _is_reference(path: Path, stems_in: Callable[[Path], dict[str, list[Path]]]) -> bool:
-    stem = _stem(path) or ""
-    for ending in REFERENCE_ENDINGS:
-        if stem.lower().endswith(ending):
-            scan = stem[: -len(ending)]
-            beside = stems_in(path.parent).get(scan.lower(), [])
-            return any(_stem(p) == scan for p in beside if p != path)
-    return False
-
-
-def _reference(path: Path, stems_in: Callable[[Path], dict[str, list[Path]]]) -> Path | None:
-    named = [f"{_stem(path)}{ending}".lower() for ending in REFERENCE_ENDINGS]
-    beside = [p for name in named for p in stems_in(path.parent).get(name, [])]
-    return min((p for p in beside if p.name.lower().endswith(IMAGE_SUFFIXES)), default=None)
-
-
-# ------------------------------------------------------------------------ names
-
-
-def safe_name(name: str) -> str:
-    """As a folder may be called on any system."""
-    plain = re.sub(r"[^\w.-]+", "_", name).strip("._")
-    return plain.encode()[:MAX_NAME].decode(errors="ignore") or "case"
-
-
-def _uniquely_named(cases: Sequence[Case]) -> list[Case]:
-    """The cases with names that are safe as a folder's and unique whatever the letters' case: where
-    several have one name, with that of the folder around each, so that another scan of that name
-    renames none."""
-    counts = Counter(safe_name(case.name).lower() for case in cases)
-    numbers: Counter[str] = Counter()
-    used = set(RESERVED_NAMES)
-    named = []
-    for case in cases:
-        name = stem = safe_name(case.name)
-        if counts[stem.lower()] > 1:
-            name = stem = case.longer_name
-        while name.lower() in used:
-            numbers[stem.lower()] += 1
-            name = f"{stem}_{numbers[stem.lower()] + 1}"
-        used.add(name.lower())
-        named.append(replace(case, name=name))
-    return named

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import SimpleITK as sitk
 
-from multipass.data.scans import Case
+from multipass.data.case import Case
 from multipass.dicom.ct import CT
 from multipass.dicom.seg_reader import Identify, read_reference
 from multipass.evaluation.metrics import compare

@@ -14,9 +14,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from multipass.data.case import Case
 from multipass.data.cohort import Cohort
 from multipass.data.prepare import find_images
-from multipass.data.scans import Case
 from multipass.dicom.choice import choose
 from multipass.dicom.ct import read_ct
 from multipass.dicom.seg_reader import Identify

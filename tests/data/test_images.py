@@ -11,10 +11,10 @@ import SimpleITK as sitk
 from nifti import write_nifti
 from scipy.spatial.transform import Rotation
 
+from multipass.data.case import Case
 from multipass.data.images import detached, read_image
 from multipass.data.nifti import NO_SIDES
 from multipass.data.scan import read_scan
-from multipass.data.scans import Case
 from multipass.geometry.volume import Grid, Volume, to_sitk
 
 SIZE = (9, 8, 7)

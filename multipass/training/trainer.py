@@ -109,7 +109,8 @@ class State:
         self.average.updates = state["updates"]
         self.optimizer.load_state_dict(state["optimizer"])
         self.plateau.load_state_dict(state["plateau"])
-        self.scaler.load_state_dict(state["scaler"])
+        if state["scaler"]:  # empty where the run began without fp16
+            self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.best, self.seconds = state["epoch"], state["best"], state["seconds"]
         self.history = list(state["history"])
 

@@ -47,7 +47,7 @@ from multipass.training.trainer import State  # noqa: E402
 WINDOWS = ("scan", "pelvis")
 PASSES = 2
 SHIPPED = ROOT / "inference_pipeline" / "best_model.pth"
-WEIGHT_DECAY, EMA = 1e-2, 0.999
+LR, WEIGHT_DECAY, EMA = 1e-4, 1e-2, 0.999  # low, as synthetic batches teach nothing
 COMPILED_BATCH = 4
 KERNELS = 15  # lines of the profile
 PHANTOM_MATRIX = 96
@@ -92,7 +92,7 @@ def synthetic_batch(count: int, options: Options) -> Batch:
 
 def new_state(options: Options, number: str, layout: torch.memory_format) -> State:
     network = MultiPassUNet(1 + len(PELVIS)).to(options.device, memory_format=layout)
-    state = State(network, training.LR, WEIGHT_DECAY, EMA, torch.device(options.device))
+    state = State(network, LR, WEIGHT_DECAY, EMA, torch.device(options.device))
     if number != "fp16":
         state.scaler = torch.amp.GradScaler(options.device, enabled=False)
     return state
@@ -245,7 +245,11 @@ def main(options: Options) -> None:
     parts = {f.__name__: f for f in (steps, compiled, profile, drawing, inference)}
     for name, work in parts[options.what](options):
         if (row := measured(path).get(name)) is None:
-            row = {"name": name, "device": device, **work()}
+            try:
+                row = {"name": name, "device": device, **work()}
+            except (ValueError, RuntimeError) as error:  # out of memory is a RuntimeError
+                print(f"{name}: failed, {str(error).splitlines()[0]}", flush=True)
+                continue
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(row) + "\n")
         print(line_of(row), flush=True)

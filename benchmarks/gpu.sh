@@ -5,11 +5,12 @@
 #   benchmarks/gpu.sh a                                                all of them, 150 s at most
 #
 # Logs and figures go to $OUT (runs/gpu); what is measured there already is not measured again.
-# DEVICE=cpu TINY=1 tries the script where there is no GPU. PYTHON is the interpreter (python3).
+# DEVICE=cpu TINY=1 PATIENCE=10 tries the script where there is no GPU: tiny, ten times as patient. PYTHON is the interpreter (python3).
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-$PWD/runs/gpu}
 PYTHON=${PYTHON:-python3}
+PATIENCE=${PATIENCE:-1}
 export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
 mkdir -p "$OUT"
 size=()
@@ -24,7 +25,7 @@ fi
 part() {
     local seconds=$1 name=$2 start=$SECONDS
     shift 2
-    timeout -k 5 "$seconds" "$@" > "$OUT/$name.log" 2>&1
+    timeout -k 5 $((seconds * PATIENCE)) "$@" > "$OUT/$name.log" 2>&1
     printf '%s: exit %s, %s s\n' "$name" $? $((SECONDS - start)) >> "$OUT/parts.txt"
 }
 
@@ -75,7 +76,7 @@ table() {
 case ${1:-} in
     tests | steps | compiled | drawing | inference) "$1" ;;
     a)
-        limit=$((SECONDS + 150))
+        limit=$((SECONDS + 150 * PATIENCE))
         for name in tests steps drawing inference compiled; do
             if [ $SECONDS -lt $limit ]; then "$name"; fi
         done

@@ -22,7 +22,7 @@ import numpy as np
 
 from multipass.geometry.volume import Grid, Volume, floats3, ints3, resample
 
-Box = tuple[slice, slice, slice]
+Box = tuple[slice, ...]
 
 NEAR, WHOLE = "near", ("half", "quarter")
 SPACINGS_MM = {"near": (0.8, 0.8, 1.0), "half": (1.6, 1.6, 2.0), "quarter": (3.2, 3.2, 4.0)}

@@ -47,6 +47,22 @@ def lattice_points(start: np.ndarray, shape: tuple[int, ...], step_mm: float) ->
     return np.stack([g.ravel() for g in grid]).T
 
 
+def enlarged(field: np.ndarray, shape: tuple[int, ...], factor: int) -> np.ndarray:
+    """Trilinear interpolation of a field known at every `factor`-th point of a lattice.
+
+    Args:
+        field: float32, at least shape // factor + 2 along each axis.
+    """
+    for axis, count in enumerate(shape):
+        place = np.arange(count, dtype=np.float32) / factor
+        low = place.astype(int)
+        along = [1, 1, 1]
+        along[axis] = count
+        part = (place - low).reshape(along)
+        field = field.take(low, axis) * (1 - part) + field.take(low + 1, axis) * part
+    return field
+
+
 def distances(shape: Shape, low: np.ndarray, high: np.ndarray, step_mm: float) -> Block:
     """A shape's distance on the lattice points low..high, exact near its surface only.
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 
 import numpy as np
-from scipy.ndimage import gaussian_filter
 
-from multipass.phantom.anatomy import limbs, spine
+from multipass.phantom.anatomy import joints, limbs, spine
+from multipass.phantom.anatomy.bone_tissue import BoneTissue, bone_tissue
 from multipass.phantom.anatomy.implants import (
     METAL_HU,
     metal_parts,
@@ -19,7 +20,7 @@ from multipass.phantom.anatomy.individual import Box
 from multipass.phantom.anatomy.lattice import Block, Shape, distances
 from multipass.phantom.anatomy.pathology import add_lesions
 from multipass.phantom.anatomy.pose import Pose
-from multipass.phantom.anatomy.shapes import FAR_MM, Cloud
+from multipass.phantom.anatomy.shapes import Cloud
 from multipass.phantom.anatomy.soft_tissue import ARTERIES
 from multipass.structures import PELVIS
 
@@ -38,19 +39,19 @@ class Bone:
     Attributes:
         label: 1 to 5 for a structure, OTHER_BONE_VALUE for other bones and teeth, 0 for what is
             no bone.
-        kind: 'bone', 'metal', 'calcification', or 'painted' for bone that the soft tissue's
-            lattice holds already.
-        distance, inner: to the surface, and to the inner face of the cortex.
-        shell_hu, core_hu: outside and inside that face.
+        kind: 'bone', 'metal', 'calcification', 'soft' for what lies in a joint, or 'painted' for
+            bone that the soft tissue's lattice holds already.
+        distance: to the surface.
+        hu: of what is not a bone.
+        tissue: of a bone.
     """
 
     name: str
     label: int
     kind: str
     distance: Block
-    inner: Block
-    shell_hu: float
-    core_hu: Block
+    hu: float
+    tissue: BoneTissue | None
 
 
 class Skeleton:
@@ -74,6 +75,7 @@ class Skeleton:
             self._add_calcifications()
         if self.recipe.phleboliths:
             self._add_phleboliths()
+        self._add_joints()
 
     def _add_legs_and_pelvis(self) -> None:
         for side, name in SIDES:
@@ -104,6 +106,47 @@ class Skeleton:
                 ribs = partial(spine.ribs, top_mm=top, vertebrae=self._levels)
                 box = self._box(((0, -175, 80), (150, 80, top)), side)
                 self._add(f"{name} ribs", self._in_pelvis(ribs, side), box)
+
+    def _add_joints(self) -> None:
+        """Discs, cartilage, fluid and the thecal sac, which every bone is painted over."""
+        rng = self.recipe.rng("joints")
+        soft: dict[str, tuple[Block | None, float]] = {}
+        hips = [f"{side} hip bone" for _, side in SIDES]
+        pairs = [(hips[0], hips[1], joints.SYMPHYSIS_MM)]
+        for hip, (_, side) in zip(hips, SIDES, strict=True):
+            pairs.append((hip, f"{side} femur", self.recipe.hip_gap_mm + joints.CAPSULE_MM))
+            pairs.append(("sacrum", hip, self.recipe.sacroiliac_gap_mm + joints.CAPSULE_MM))
+        for first, second, reach_mm in pairs:
+            vacuum = joints.VACUUM_SHARE if first == "sacrum" else 0.0
+            soft[f"{first} to {second}"] = self._space(first, second, reach_mm), vacuum
+        below = "sacrum"
+        for v, turn in self._vertebrae():
+            space = self._space(below, v.name, joints.DISC_MM)
+            if space is not None:
+                space = joints.disc(space, v, turn, self.pose.to_pelvis)
+            soft[f"{below} to {v.name}"], below = (space, joints.VACUUM_SHARE), v.name
+        pieces = {
+            name: Bone(name, 0, "soft", space, joints.soft_hu(rng, vacuum), None)
+            for name, (space, vacuum) in soft.items()
+            if space is not None
+        }
+        self.bones = pieces | self._sac(rng) | self.bones
+
+    def _space(self, first: str, second: str, reach_mm: float) -> Block | None:
+        if first not in self.bones or second not in self.bones:
+            return None
+        return joints.between(self.bones[first].distance, self.bones[second].distance, reach_mm)
+
+    def _sac(self, rng: np.random.Generator) -> dict[str, Bone]:
+        hu, pieces = float(rng.uniform(*joints.SAC_HU)), {}
+        for v, turn in self._vertebrae():
+            if v.name in self.bones:
+                block = self.bones[v.name].distance
+                shape = self._in_pelvis(partial(joints.sac, vertebra=v, turn=turn))
+                array = shape(block.points()).reshape(block.array.shape)
+                name = f"sac at {v.name}"
+                pieces[name] = Bone(name, 0, "soft", replace(block, array=array), hu, None)
+        return pieces
 
     def _add_limbs(self) -> None:
         for name, shape, box, paired in limbs.upper_bones(self.recipe.limbs):
@@ -201,13 +244,10 @@ class Skeleton:
         if kind != "metal":
             for other in self.bones.values():
                 self._keep_apart(name, block, other)
-        if kind == "bone":
-            inner, shell_hu, core = self._inside(name, block)
-        else:
-            hu = METAL_HU if kind == "metal" else self.recipe.rng(name).uniform(350, 1300)
-            inner, shell_hu, core = Block(block.start, block.array + FAR_MM, self.step), hu, block
+        tissue = self._tissue(name, block) if kind == "bone" else None
+        hu = METAL_HU if kind == "metal" else self.recipe.rng(name).uniform(350, 1300)
         label = LABELS.get(name, OTHER_BONE_VALUE if kind == "bone" or name == "teeth" else 0)
-        self.bones[name] = Bone(name, label, kind, block, inner, shell_hu, core)
+        self.bones[name] = Bone(name, label, kind, block, hu, tissue)
 
     def _keep_apart(self, name: str, block: Block, other: Bone) -> None:
         """Cut a new bone back where it comes nearer to an older one than the joint's gap."""
@@ -226,33 +266,22 @@ class Skeleton:
             return self.recipe.hip_gap_mm
         return self.recipe.sacroiliac_gap_mm if name == "sacrum" and "hip" in older else None
 
-    def _inside(self, name: str, block: Block) -> tuple[Block, float, Block]:
-        """Inner face of the cortex, HU of the cortex, HU of what lies inside."""
+    def _tissue(self, name: str, block: Block) -> BoneTissue:
         recipe = self.recipe
-        rng = recipe.rng(name)
-        texture = rng.standard_normal(block.array.shape, dtype=np.float32)
-        fine = gaussian_filter(texture, 0.7, truncate=2) * 2.0
-        coarse = gaussian_filter(texture[::4, ::4, ::4], 1.2) * 7.0
-        coarse = coarse.repeat(4, 0).repeat(4, 1).repeat(4, 2)[tuple(map(slice, texture.shape))]
-        core = recipe.trabecular_hu * (1 + 0.3 * fine + 0.25 * coarse)
-        if recipe.patchy:
-            core += recipe.patchy * 90 * coarse
+        tissue = bone_tissue(recipe, name, block, self._frame(name))
+        core = tissue.core_hu
         for other in self.bones.values() if recipe.joint_sclerosis_hu else ():
             gap, where = self._joint_mm(name, other.name), block.overlap(other.distance)
             if gap is not None and where is not None:
                 depth = (other.distance.array[where[1]] - gap) / SCLEROSIS_MM
                 core[where[0]] += recipe.joint_sclerosis_hu * np.clip(1 - depth, 0, 1)
         if recipe.lesions:
-            add_lesions(core, block, recipe.lesions, rng)
-        shell: np.ndarray | float = recipe.cortex_mm
-        if "femur" in name:
-            side = 1 if name.startswith("left") else -1
-            z = self.pose.to_femur(block.points(), side)[:, 2].reshape(block.array.shape)
-            shaft = np.clip((-45 - z) / 60, 0, 1)
-            shell = shell * (1 - shaft) + (3.2 + 1.4 * recipe.cortex_mm) * shaft
-            core = core * (1 - shaft) + (-60 + 40 * coarse) * shaft
-        elif LABELS.get(name, 0) == 0:
-            shell = 0.7 * recipe.cortex_mm
-        inner = Block(block.start, (block.array + shell).astype(np.float32), self.step)
-        core_block = Block(block.start, core.astype(np.float32), self.step)
-        return inner, recipe.cortex_hu * float(rng.uniform(0.93, 1.07)), core_block
+            add_lesions(core, block, recipe.lesions, recipe.rng(f"lesions {name}"))
+        return tissue
+
+    def _frame(self, name: str) -> Callable[[np.ndarray], np.ndarray]:
+        """From the scene to the frame in which a bone is modelled."""
+        side = -1 if name.startswith("right") else 1
+        if name.endswith("femur"):
+            return partial(self.pose.to_femur, side=side)
+        return lambda points: self.pose.to_pelvis(points) * np.array((side, 1, 1), np.float32)

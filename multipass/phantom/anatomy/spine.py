@@ -95,16 +95,21 @@ def _arch() -> Cloud:
     return Cloud(balls)
 
 
+def to_vertebra(points: np.ndarray, shape: Vertebra, turn: float = 0.0) -> np.ndarray:
+    """Points of the pelvis frame in a vertebra's own frame, where its body is 48 mm wide."""
+    angle = shape.tilt + turn
+    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
+    p = points - np.asarray(shape.centre, np.float32)
+    turned = [p[:, 0], p[:, 1] * cos + p[:, 2] * sin, p[:, 2] * cos - p[:, 1] * sin]
+    return np.column_stack(turned) / np.float32(shape.width_mm / 48)
+
+
 def vertebra(
     points: np.ndarray, shape: Vertebra, turn: float = 0.0, form: Shape | None = None
 ) -> np.ndarray:
     """A vertebra; `turn` adds to its tilt, `form` is another shape in a vertebra's own frame."""
-    angle = shape.tilt + turn
-    cos, sin = np.float32(np.cos(angle)), np.float32(np.sin(angle))
-    p = points - np.asarray(shape.centre, np.float32)
     scale = np.float32(shape.width_mm / 48)
-    local = np.column_stack([p[:, 0], p[:, 1] * cos + p[:, 2] * sin, p[:, 2] * cos - p[:, 1] * sin])
-    local /= scale
+    local = to_vertebra(points, shape, turn)
     if form is not None:
         return form(local) * scale
     waist = 1 + np.float32(0.12) * np.minimum(np.abs(local[:, 2] / 13), 1.5) ** 2

@@ -15,6 +15,7 @@ FINE_MM = 1.3  # thick slices are averaged over planes about this far apart
 HU_RANGE = (-1024, 3071)
 METAL = -1
 NO_TISSUE_HU = -500.0
+EVERYWHERE = (slice(None), slice(None))
 SHARPEN_MM = 0.9  # sigma of what a sharp kernel subtracts
 THREE_TAPS_PX = 0.6
 
@@ -59,16 +60,20 @@ class Sampler:
             return False
         return bool(self.least[int(where) : int(where) + 2].min() <= level)
 
-    def plane(self, array: np.ndarray, z: float) -> np.ndarray | None:
+    def plane(
+        self, array: np.ndarray, z: float, part: tuple[slice, slice] = EVERYWHERE
+    ) -> np.ndarray | None:
+        """Values (x, y) at the pixels of `box`, or of a part of it; None outside the lattice."""
         where = z / self.block.step_mm - self.block.start[2]
         if not 0 <= where < array.shape[2] - 1 or not self.x.size or not self.y.size:
             return None
         low = int(where)
-        part = np.float32(where - low)
-        flat = array[:, :, low] * (1 - part) + array[:, :, low + 1] * part
-        rows = flat[:, self.y_low] * (1 - self.y_part) + flat[:, self.y_low + 1] * self.y_part
-        weight = self.x_part[:, None]
-        return rows[self.x_low] * (1 - weight) + rows[self.x_low + 1] * weight
+        above = np.float32(where - low)
+        flat = array[:, :, low] * (1 - above) + array[:, :, low + 1] * above
+        beside, behind = self.x_part[part[0], None], self.y_part[part[1]]
+        x, y = self.x_low[part[0]], self.y_low[part[1]]
+        rows = flat[:, y] * (1 - behind) + flat[:, y + 1] * behind
+        return rows[x] * (1 - beside) + rows[x + 1] * beside
 
     @property
     def box(self) -> tuple[slice, slice]:
@@ -153,16 +158,25 @@ def _paint(
     outer = np.clip(0.5 - distance * edge, 0, 1)
     if bone.kind == "painted":
         return outer
-    solid = np.float32(bone.shell_hu) * outer
-    if bone.kind == "bone":
-        depth, core_hu = sampler.plane(bone.inner.array, z), sampler.plane(bone.core_hu.array, z)
-        assert depth is not None and core_hu is not None
-        inner = np.clip(0.5 - depth * edge, 0, 1)
-        solid += (core_hu - np.float32(bone.shell_hu)) * inner
-    part = picture[sampler.box]
-    part *= 1 - outer
-    part += solid
+    part = _used(outer)
+    place, cover = picture[sampler.box][part], outer[part]
+    if bone.tissue is None:
+        place += (np.float32(bone.hu) - place) * cover
+        return outer
+    depth, cortex_hu, core_hu = (
+        sampler.plane(field, z, part)
+        for field in (bone.tissue.inner_mm, bone.tissue.cortex_hu, bone.tissue.core_hu)
+    )
+    assert depth is not None and cortex_hu is not None and core_hu is not None
+    place += (cortex_hu - place) * cover
+    place += (core_hu - cortex_hu) * np.clip(0.5 - depth * edge, 0, 1)
     return outer
+
+
+def _used(share: np.ndarray) -> tuple[slice, slice]:
+    """The rows and columns that hold something."""
+    rows, columns = np.flatnonzero(share.any(axis=1)), np.flatnonzero(share.any(axis=0))
+    return slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
 
 
 def _finish(recipe: Recipe, picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:

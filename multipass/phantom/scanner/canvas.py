@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from multipass.phantom.anatomy import limbs
-from multipass.phantom.anatomy.lattice import Block
+from multipass.phantom.anatomy.lattice import Block, enlarged
 from multipass.phantom.anatomy.pose import Pose
 from multipass.phantom.anatomy.scene import OTHER_BONE_VALUE, Bone
 from multipass.phantom.anatomy.shapes import FAR_MM, smooth_max, smooth_min
@@ -23,6 +25,7 @@ class Canvas:
         pelvis: the same points in the pelvis frame, as they are (1) and mirrored (-1).
         outline: distance to the outer face of the muscle layer.
         fat_share: of the trunk's fat, or 1 everywhere.
+        bone_mm: distance to the bones that `measure` was given, cut at COVER_MM.
         cavity: distance to the walls of abdomen and true pelvis.
         stool: HU, for the points that turn out to lie in stool.
         painted: all bones that are painted here, as one, or none.
@@ -43,6 +46,7 @@ class Canvas:
         self.rng = recipe.rng("tissue")
         self.painted: list[Bone] = []
         self.outline, self.fat_share = outline(self), 1.0
+        self.bone_mm: np.ndarray = np.full(len(self.points), COVER_MM, np.float32)
         if recipe.limbs:
             self._add_limbs()
 
@@ -63,7 +67,7 @@ class Canvas:
         """Go on with these points only."""
         self.all = np.flatnonzero(where)
         self.points = _columns(self.points, self.all)
-        self.outline = self.outline[self.all]
+        self.outline, self.bone_mm = self.outline[self.all], self.bone_mm[self.all]
         self.hu = self.hu[self.all]
         pelvis = self.pose.to_pelvis(self.points)
         self.pelvis = {1: pelvis, -1: _mirrored(pelvis)}
@@ -75,6 +79,16 @@ class Canvas:
 
     def cover(self, hard: list[Block], flesh_mm: float) -> None:
         """Move the outline outwards where it lies less than `flesh_mm` outside a shape."""
+        for near, distance in self._beside(hard):
+            self.outline[near] = smooth_min(self.outline[near], distance - np.float32(flesh_mm), 10)
+
+    def measure(self, hard: list[Block]) -> None:
+        """Keep how far the points lie from the nearest of these shapes, up to COVER_MM."""
+        for near, distance in self._beside(hard):
+            self.bone_mm[near] = np.minimum(self.bone_mm[near], distance)
+
+    def _beside(self, hard: list[Block]) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """For each shape the indices of the points within COVER_MM and their distances."""
         index = self.all.reshape(self.block.array.shape)
         for block in hard:
             ends = np.stack([block.start - 1, block.start + block.array.shape]) * block.step_mm
@@ -86,8 +100,7 @@ class Canvas:
             inside = np.flatnonzero(((place >= 0) & (place < block.array.shape)).all(axis=1))
             distance = block.array[tuple(place[inside].T)]
             close = distance < COVER_MM
-            inside, distance = near[inside[close]], distance[close] - np.float32(flesh_mm)
-            self.outline[inside] = smooth_min(self.outline[inside], distance, 10)
+            yield near[inside[close]], distance[close]
 
     def store(self) -> None:
         self.block.array.reshape(-1)[self.all] = self.hu
@@ -98,17 +111,7 @@ class Canvas:
         size = [n // shrink + 2 for n in self.block.array.shape]
         field = gaussian_filter(self.rng.standard_normal(size, dtype=np.float32), 1.5, truncate=2)
         field /= field.std()
-        for axis, count in enumerate(self.block.array.shape):
-            if shrink > 1:
-                place = np.arange(count, dtype=np.float32) / shrink
-                low = place.astype(int)
-                shape = [1, 1, 1]
-                shape[axis] = count
-                part = (place - low).reshape(shape)
-                field = field.take(low, axis) * (1 - part) + field.take(low + 1, axis) * part
-            else:
-                field = field.take(np.arange(count), axis)
-        return field.reshape(-1)[self.all]
+        return enlarged(field, self.block.array.shape, shrink).reshape(-1)[self.all]
 
     def keep_bone(self, near: np.ndarray, distance: np.ndarray) -> None:
         """Remember a bone that is painted here, for the labels.
@@ -119,7 +122,7 @@ class Canvas:
         if not self.painted:
             far = np.full(self.block.array.shape, FAR_MM, np.float32)
             block = Block(self.block.start, far, self.block.step_mm)
-            self.painted = [Bone("painted", OTHER_BONE_VALUE, "painted", block, block, 0.0, block)]
+            self.painted = [Bone("painted", OTHER_BONE_VALUE, "painted", block, 0.0, None)]
         known = self.painted[0].distance.array.reshape(-1)
         known[near] = np.minimum(known[near], distance)
 

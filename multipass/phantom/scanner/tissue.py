@@ -19,6 +19,8 @@ from multipass.phantom.scanner.surroundings import paint_surroundings
 
 SKIN_MM = 2.0
 GAS_HU = -980.0
+FAT_HU, LEAST_FAT_HU = -95.0, -300.0
+PERITONEUM_MM = 5.0
 FLESH_MM = 5.0  # at least, over a real bone, whose place the outline does not know
 EDGE_MM = 7.0  # beyond a shape: fascia, walls and half a lattice step of soft edge
 
@@ -29,6 +31,7 @@ def paint_body(pose: Pose, bones: list[Bone]) -> tuple[Block, list[Bone]]:
     canvas = Canvas(pose)
     if pose.individual.fleshed or pose.recipe.limbs:
         canvas.cover([b.distance for b in bones if b.name in LABELS or pose.recipe.limbs], FLESH_MM)
+    canvas.measure([b.distance for b in bones if b.kind == "bone" and _behind_bowel(b)])
     fat_mm = _fat_thickness(canvas)
     paint_surroundings(canvas, fat_mm + SKIN_MM)
     whole = canvas.outline - fat_mm
@@ -36,8 +39,15 @@ def paint_body(pose: Pose, bones: list[Bone]) -> tuple[Block, list[Bone]]:
     _paint_wall(canvas, whole[canvas.all])
     _paint_muscles(canvas)
     _paint_organs(canvas)
+    # peritoneum and fat part gas from bone
+    canvas.fill(np.where(canvas.hu < LEAST_FAT_HU, canvas.bone_mm - PERITONEUM_MM, 9), FAT_HU)
     canvas.store()
     return canvas.block, canvas.painted
+
+
+def _behind_bowel(bone: Bone) -> bool:
+    """Whether bowel lies in front of it, rather than lung."""
+    return bone.name in LABELS or bone.name == "coccyx" or bone.name.startswith("L")
 
 
 def _fat_thickness(canvas: Canvas) -> np.ndarray:

@@ -20,8 +20,8 @@ def tissue_around(name: str, place: tuple[float, float, float], **changes):
 
 THIN = [("left hip bone", (95, 8, 55)), ("sacrum", (36, 34, 42)), ("sacrum", (-36, 34, 42))]
 THIN += [("left femur", (0, 0, 5))]
-THICK = [("left hip bone", (60, 10, 4)), ("right hip bone", (67, 32, -4))]
-THICK += [("left femur", (21, 5, -46))]
+THICK = [("left hip bone", (60, 10, 4)), ("right hip bone", (68, 30, -6))]
+THICK += [("left femur", (20, 5, -44))]
 
 
 @pytest.mark.parametrize("cortex_mm", [0.6, 1.6, 3.5])
@@ -44,7 +44,7 @@ def test_cortex_and_marrow_have_no_steps():
     for field in (tissue.inner_mm, tissue.cortex_hu):
         for axis in range(3):
             steps = np.abs(np.diff(field, axis=axis))
-            assert steps.max() < 0.2 * field.mean()
+            assert steps.max() < 0.3 * field.mean()
 
 
 def test_wards_triangle_is_fat_beside_a_dense_compressive_group():

@@ -13,6 +13,7 @@ import numpy as np
 from scipy.ndimage import gaussian_filter
 
 from multipass.phantom.anatomy.lattice import Block, enlarged, lattice_points
+from multipass.phantom.anatomy.shapes import along
 from multipass.phantom.recipe import Recipe
 
 COARSE = 4  # lattice steps between the points at which smooth fields are worked out
@@ -28,7 +29,7 @@ SHAFT_CORTEX_MM = (4.0, 8.0)
 
 @dataclass(frozen=True)
 class Site:
-    """A place on or in a bone, fading out over `reach_mm` from its points.
+    """A place on or in a bone, fading out over `reach_mm` from a line.
 
     Attributes:
         cortex_mm: least and greatest thickness of the cortex, None for that of the bone.
@@ -42,9 +43,9 @@ class Site:
 
 
 HIP = (
-    Site([(105, -10, 50), (95, 8, 52), (84, 20, 65), (110, 2, 74), (98, 5, 36)], 15, (0.4, 1.0)),
-    Site([(50, 50, 28), (56, 28, 16), (60, 10, 4), (62, -8, -12), (58, -28, -30)], 10, (2.0, 4.0)),
-    Site([(60, 42, 12), (68, 30, -6), (74, 26, -22)], 9, (2.0, 4.0)),
+    Site([(105, -10, 50), (95, 8, 52), (84, 20, 65), (110, 2, 74), (98, 5, 36)], 17, (0.4, 1.0)),
+    Site([(50, 50, 28), (56, 28, 16), (60, 10, 4), (62, -8, -12), (58, -28, -30)], 12, (2.0, 4.0)),
+    Site([(60, 42, 12), (68, 30, -6), (74, 26, -22)], 11, (2.0, 4.0)),
     Site([(84, -18, -13), (92, -10, -13), (96, 0, -17)], 9, (1.6, 3.0), 2.2),
     Site([(62, 20, -92), (64, 24, -80)], 14, None, 0.6),
     Site([(14, -48, -62), (20, -46, -60)], 12, None, 0.8),
@@ -57,7 +58,7 @@ SACRUM = (  # both sides
 FEMUR = (
     Site([(0, 0, 0), (-6, -3, 6), (0, 2, 14)], 15, (0.3, 0.8)),
     Site([(-2, 0, 14), (2, 0, 4), (8, 2, -10), (14, 3, -24)], 8, None, 1.7),
-    Site([(14, 3, -32), (20, 5, -44), (25, 7, -58), (27, 8, -74)], 9, (2.0, 4.0)),
+    Site([(14, 3, -32), (20, 5, -44), (25, 7, -58), (27, 8, -74)], 11, (2.0, 4.0)),
     Site([(30, 7, -26), (36, 8, -36)], 7, None, 0.1),
     Site([(56, 12, -14), (58, 10, -28)], 11, (0.4, 1.0), 0.3),
 )
@@ -128,16 +129,24 @@ def _by_site(
     low, high = (np.full(len(points), mm, np.float32) for mm in usual_mm)
     filling = np.ones(len(points), np.float32)
     for site in sites:
-        away = np.min(
-            [((points - np.array(p, np.float32)) ** 2).sum(1) for p in site.points], axis=0
-        )
-        weight = np.exp(-((away / np.float32(site.reach_mm**2)) ** 2))
+        weight = np.exp(-((_away(points, site.points) / np.float32(site.reach_mm)) ** 4))
         if site.cortex_mm:
             low += weight * (site.cortex_mm[0] - low)
             high += weight * (site.cortex_mm[1] - high)
         if site.filling is not None:
             filling += weight * (site.filling - filling)
     return low, high, filling
+
+
+def _away(points: np.ndarray, line: Sequence[tuple[float, float, float]]) -> np.ndarray:
+    """Distance in mm to a line through two or more points."""
+    ends = np.array(line, np.float32)
+    nearest = []
+    for start, end in zip(ends[:-1], ends[1:], strict=True):
+        way, offset = end - start, points - start
+        share = np.clip(along(offset, way) / (way @ way), 0, 1)
+        nearest.append(((offset - share[:, None] * way) ** 2).sum(1))
+    return np.sqrt(np.min(nearest, axis=0))
 
 
 def _quantile(

@@ -14,18 +14,21 @@ from concurrent.futures import (
     FIRST_COMPLETED,
     BrokenExecutor,
     CancelledError,
-    Executor,
     Future,
     ProcessPoolExecutor,
     wait,
 )
+from functools import partial
 from typing import Any, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
 # Beyond this a scheduler's address is wrong or it is down.
 CONNECT_TIMEOUT_S = 20
-Workers = Callable[[], contextlib.AbstractContextManager[tuple[Executor, int]]]
+Submit = Callable[[Callable[[Any], Any], Any], Future]
+Workers = Callable[[], contextlib.AbstractContextManager[tuple[Submit, int]]]
+# Decoders redirect descriptors and warnings, which belong to the whole process.
+_ALONE = threading.Lock()
 
 
 def each_done(
@@ -37,25 +40,26 @@ def each_done(
     more with no other beside it. All other items go on.
 
     Args:
-        workers: opens an executor and says how many items it works on at a time.
+        workers: opens what takes a function and an item, and says how many items it works on at a
+            time.
 
     Yields:
         Each item with its result, or with the exception that it raised.
     """
     waiting = deque(items)
     while waiting:
-        with workers() as (executor, places):
-            suspects = yield from _until_one_dies(work, waiting, executor, places)
+        with workers() as (submit, places):
+            suspects = yield from _until_one_dies(work, waiting, submit, places)
         for item in suspects:
-            with workers() as (executor, _):
-                twice = yield from _until_one_dies(work, deque([item]), executor, 1)
+            with workers() as (submit, _):
+                twice = yield from _until_one_dies(work, deque([item]), submit, 1)
             for dead in twice:
                 why = "its process was killed, twice; most often for want of memory"
                 yield dead, ValueError(why)
 
 
 def _until_one_dies(
-    work: Callable[[T], R], waiting: deque[T], executor: Executor, places: int
+    work: Callable[[T], R], waiting: deque[T], submit: Submit, places: int
 ) -> Generator[tuple[T, R | Exception], None, list[T]]:
     """Takes items from `waiting` until none is left or a process died; returns those that were
     with it."""
@@ -65,7 +69,7 @@ def _until_one_dies(
         while waiting and len(running) < places and not suspects:
             item = waiting.popleft()
             try:
-                running[executor.submit(work, item)] = item
+                running[submit(work, item)] = item
             except BrokenExecutor:
                 suspects.append(item)
         for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -86,12 +90,12 @@ def _until_one_dies(
 
 
 @contextlib.contextmanager
-def processes(count: int) -> Iterator[tuple[Executor, int]]:
+def processes(count: int) -> Iterator[tuple[Submit, int]]:
     """Processes that end with this one, at once if the block ends with an error."""
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(count, context, initializer=_settle_process)
     try:
-        yield pool, count
+        yield pool.submit, count
         pool.shutdown()
     except BaseException:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -116,17 +120,22 @@ def _end_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def cluster(address: str) -> Iterator[tuple[Executor, int]]:
-    """The workers of a Dask scheduler.
+def cluster(address: str) -> Iterator[tuple[Submit, int]]:
+    """The workers of a Dask scheduler; each works on one item at a time, whatever its threads.
 
     Raises:
         ValueError: it cannot be reached, or has no worker.
     """
     with _connected(address) as client:
-        threads = sum(client.nthreads().values())
-        if not threads:
+        count = len(client.nthreads())
+        if not count:
             raise ValueError(f"the Dask scheduler at {address} has no worker")
-        yield client.get_executor(pure=False), threads
+        yield partial(client.get_executor(pure=False).submit, _one_at_a_time), count
+
+
+def _one_at_a_time(work: Callable[[T], R], item: T) -> R:
+    with _ALONE:
+        return work(item)
 
 
 def _connected(address: str) -> Any:

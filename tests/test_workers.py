@@ -7,7 +7,7 @@ import os
 import signal
 import time
 from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
 from pathlib import Path
@@ -53,9 +53,9 @@ def test_no_more_items_are_at_work_than_there_is_room_for_and_suspects_are_alone
         return item
 
     @contextlib.contextmanager
-    def threads() -> Iterator[tuple[Executor, int]]:
+    def threads() -> Iterator[tuple[workers.Submit, int]]:
         with ThreadPoolExecutor(9) as pool:
-            yield pool, 3
+            yield pool.submit, 3
 
     done = dict(each_done(work, range(7), threads))
     assert {k for k, v in done.items() if isinstance(v, Exception)} == {1, 2}
@@ -66,8 +66,8 @@ def test_no_more_items_are_at_work_than_there_is_room_for_and_suspects_are_alone
 def test_processes_end_with_the_run_that_started_them(tmp_path):
     """As after Ctrl-C: at once, not after the items that they are at."""
     start = time.monotonic()
-    with pytest.raises(KeyboardInterrupt), processes(1) as (pool, _):
-        running = pool.submit(time.sleep, 300)
+    with pytest.raises(KeyboardInterrupt), processes(1) as (submit, _):
+        running = submit(time.sleep, 300)
         while not running.running():
             time.sleep(0.05)
         raise KeyboardInterrupt

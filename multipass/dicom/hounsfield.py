@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import warnings
 from collections import defaultdict
 from collections.abc import Iterator
@@ -57,7 +58,7 @@ def hounsfield_frames(slices: list[Slice]) -> Iterator[np.ndarray]:
             else:
                 stored, is_hounsfield = _decoded_by_itk(path), True
     except MemoryError:
-        raise ValueError(f"{path.name}: too large to decode") from None
+        raise
     except Exception as error:  # decoders raise many kinds on damaged or unsupported pixels
         reason = shorten(str(error), 160, placeholder=" ...")
         raise ValueError(
@@ -74,7 +75,10 @@ def hounsfield_frames(slices: list[Slice]) -> Iterator[np.ndarray]:
 
 def _decoded_by_itk(path: Path) -> np.ndarray:
     """Pixels after rescale, by ITK's GDCM, which decodes all JPEG kinds. It tries its 8-bit JPEG
-    decoder before the 12-bit one and complains on stderr meanwhile; the result is right."""
+    decoder before the 12-bit one and complains on stderr meanwhile; the result is right. Only the
+    main thread drops the complaints: the descriptor belongs to all of them."""
+    if threading.current_thread() is not threading.main_thread():
+        return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
     saved = os.dup(2)
     try:
         with open(os.devnull, "w") as silence:  # noqa: PTH123

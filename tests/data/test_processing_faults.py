@@ -41,7 +41,7 @@ def script(monkeypatch) -> ModuleType:
     @contextlib.contextmanager
     def threads(count: int):
         with ThreadPoolExecutor(count) as pool:
-            yield pool, count
+            yield pool.submit, count
 
     monkeypatch.setattr(module, "prepare_patient", prepare)
     monkeypatch.setattr(module, "processes", threads)

@@ -56,11 +56,11 @@ import training
 from multipass.data.cohort import Cohort
 from multipass.files import replacing
 from multipass.geometry.volume import Volume
-from multipass.geometry.windows import HU_RANGE
+from multipass.geometry.windows import HU_RANGE, close_windows
 from multipass.model.checkpoint import Model
 from multipass.model.maps import PassResult
 from multipass.model.network import MultiPassUNet
-from multipass.model.passes import closer, look_through, precision, segment
+from multipass.model.passes import found_in, look_through, precision, segment
 from multipass.training.batches import Batches
 from multipass.training.trainer import State
 
@@ -184,8 +184,11 @@ def trained(arm: Arm, seed: int, options: Options) -> Model:
 
 def closer_outputs(model: Model, volume: Volume, finder: Model) -> Iterator[tuple[str, PassResult]]:
     """The one pass of a network that needs another to find the pelvis."""
-    windows, flags = closer(segment(finder, volume, 1)[0], volume)
-    yield "pass 1", look_through(model, volume, windows, None, flags)
+    (seen,) = segment(finder, volume, 1)
+    found = found_in(seen, volume.grid.box_mm())
+    if found is not None:
+        seen = look_through(model, volume, close_windows(found.box_mm), None, [])
+    yield "pass 1", seen
 
 
 def test(arm: Arm, seed: int, options: Options) -> str:

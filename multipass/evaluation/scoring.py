@@ -50,7 +50,8 @@ def score(
     every_pass: bool = False,
     least_part_mm3: float = LEAST_PART_MM3,
 ) -> Scored:
-    """With a reference, the scores of the first and the last pass; else the last pass's volumes.
+    """With a reference, the scores of the first and the last pass; else the last pass's volumes, if
+    it found anything.
 
     Args:
         grid: the scan's own.
@@ -70,10 +71,10 @@ def score(
     names = [structure.name for structure in structures]
     target, last = upright_grid(grid), len(results)
     rows: list[dict[str, Any]] = []
-    if found is None:
+    if found is None and any(volume_ml is not None for volume_ml in volumes_ml):
         for name, volume_ml in zip(names, volumes_ml, strict=True):
             rows.append({"pass": last, "structure": name, "volume_ml": volume_ml})
-    else:
+    if found is not None:
         for number in range(1, last + 1) if every_pass else sorted({1, last}):
             compared = labels
             if number < last:

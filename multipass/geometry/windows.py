@@ -208,7 +208,7 @@ def pelvis_box(foreground: Volume, limit_mm: np.ndarray) -> np.ndarray | None:
         return None
     largest = labels == 1 + int(sizes.argmax())
     kept = largest
-    if count > 1:
+    if np.count_nonzero(sizes >= NEARBY_MIN_MM3) > 1:
         distance = ndimage.distance_transform_edt(~largest, sampling=spacing)
         nearest = ndimage.minimum(distance, labels, index=np.arange(1, count + 1))
         near = 1 + np.flatnonzero((nearest <= NEARBY_MM) & (sizes >= NEARBY_MIN_MM3))

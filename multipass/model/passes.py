@@ -25,8 +25,9 @@ from multipass.model.checkpoint import Model
 from multipass.model.maps import ClassMaps, PassResult, apply_rows, between, shared_rows
 from multipass.model.network import Maps, MultiPassUNet
 
-NOT_FOUND = "no pelvis found: the closer look took the whole scan"
-# Specks that a first pass sees elsewhere in a body are smaller than a bone's part that is missed.
+NOTHING = "none of the structures is in this scan"
+LOST = "pass {1} saw {0:.0f} mL where pass {2} did not look"
+# Specks that a pass sees elsewhere in a body are smaller than a bone's part that is missed.
 OUTSIDE_ML = 5.0
 
 Disturb = Callable[[torch.Tensor], torch.Tensor]
@@ -98,26 +99,69 @@ def segment(
     model: Model, volume: Volume, passes: int | None = None, keep_all: bool = False
 ) -> list[PassResult]:
     """Runs the passes over a scan: the first over its scan windows, the next over those on the
-    pelvis.
+    pelvis. The first pass that finds nothing is the last that looks.
 
     Args:
         volume: upright CT in HU.
-        passes: as many as the model has windows if None.
+        passes: as many as the model has windows if None; those beyond them look at the last ones.
         keep_all: the maps of all passes; else of the first and the last two, to bound memory.
 
     Returns:
-        One result a pass; those not kept have neither windows nor maps.
+        One result a pass; those not kept have neither windows nor maps. From the pass on that found
+        nothing, all are `nothing_in` its windows.
     """
-    scan = scan_windows(body_box(volume))
-    results = [look_through(model, volume, scan, None, [])]
-    for index in range(1, passes or len(model.windows)):
-        windows, flags = results[-1].windows, results[-1].flags
-        if index == 1 and "pelvis" in model.windows:
-            windows, flags = closer(results[0], volume)
-        results.append(look_through(model, volume, windows, results[-1], flags, index))
+    last = len(model.windows) - 1
+    kinds = [model.windows[min(k, last)] for k in range(passes or len(model.windows))]
+    windows, flags, results = scan_windows(body_box(volume)), [], []
+    for index, kind in enumerate(kinds):
+        before = results[-1] if results else None
+        seen = look_through(model, volume, windows, before, flags, index)
+        found = found_in(seen, volume.grid.box_mm())
+        if found is None:
+            return results + [nothing_in(seen)] * (len(kinds) - index)
+        results.append(seen)
         if index > 2 and not keep_all:
             results[-3] = replace(results[-3], windows=[], probabilities=[])
+        if index + 1 < len(kinds) and kinds[index + 1] != kind:
+            windows = close_windows(found.box_mm)
+            lost = LOST.format(found.lost_ml, index + 1, index + 2)
+            flags = [lost] if found.lost_ml >= OUTSIDE_ML else []
     return results
+
+
+@dataclass(frozen=True)
+class Found:
+    """What a pass found.
+
+    Attributes:
+        box_mm: (2, 3) around it, see `pelvis_box`.
+        lost_ml: what lies outside of that box.
+    """
+
+    box_mm: np.ndarray
+    lost_ml: float
+
+
+def found_in(result: PassResult, limit_mm: np.ndarray) -> Found | None:
+    """Where a pass found structures; None where it found none, see `pelvis_box`.
+
+    Args:
+        limit_mm: the scan's box.
+    """
+    maps = [1 - p[0].astype(np.float32) for p in result.probabilities]
+    foreground = joined(result.windows, maps)
+    box = pelvis_box(foreground, limit_mm)
+    return None if box is None else Found(box, _outside_ml(foreground, box))
+
+
+def nothing_in(seen: PassResult) -> PassResult:
+    """A result over the same windows that says that none of the structures is there."""
+    classes = len(seen.probabilities[0])
+    nothing = [
+        ClassMaps(np.full(window.size, float(c == 0), np.float16) for c in range(classes))
+        for window in seen.windows
+    ]
+    return PassResult(seen.windows, nothing, [NOTHING])
 
 
 def look_through(
@@ -156,18 +200,6 @@ def context_of(before: PassResult, window: Grid, device: torch.device) -> Maps:
         return total[0, 0]
 
     return of_class
-
-
-def closer(first: PassResult, volume: Volume) -> tuple[list[Grid], list[str]]:
-    """The windows over the pelvis that a pass over the scan found, and flags where it found none,
-    or more elsewhere."""
-    foreground = joined(first.windows, [1 - p[0].astype(np.float32) for p in first.probabilities])
-    box = pelvis_box(foreground, volume.grid.box_mm())
-    if box is None:
-        return first.windows, [NOT_FOUND]
-    lost_ml = _outside_ml(foreground, box)
-    lost = [f"the first pass saw {lost_ml:.0f} mL outside of the pelvis window"]
-    return close_windows(box), lost if lost_ml >= OUTSIDE_ML else []
 
 
 def _outside_ml(foreground: Volume, box_mm: np.ndarray) -> float:

@@ -12,6 +12,7 @@ from multipass.geometry.labelmaps import boxes_of
 from multipass.geometry.volume import Volume, floats3, is_cut, unseen_columns
 from multipass.geometry.windows import stacked_grid
 from multipass.model.maps import PassResult, confidence, native_labels
+from multipass.model.passes import NOTHING
 from multipass.structures import FEMUR, Structure, mirror_partners
 
 # Both were set on the 30 bones of 6 synthetic scans that validated an earlier network: its 7 bones
@@ -75,10 +76,11 @@ def describe(
 def flags_of(
     rows: Sequence[dict[str, Any]], structures: Sequence[Structure], results: Sequence[PassResult]
 ) -> list[str]:
-    """Sentences on what may be wrong, the gravest first; from the rows of `describe`."""
+    """Sentences on what may be wrong, the gravest first; from the rows of `describe`. Where nothing
+    was found, that alone."""
     missing = [row["name"] for row in rows if row["status"] == "missing"]
     if len(missing) == len(rows):
-        return ["no pelvis found: the mask is empty"]
+        return [NOTHING]
     flags = list(dict.fromkeys(flag for result in results for flag in result.flags))
     named = {
         "missing": missing,

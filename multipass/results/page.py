@@ -133,7 +133,7 @@ def write_case_page(folder: Path, report: dict[str, Any], data: dict[str, Any] |
 
 def write_index(output: Path, reports: Sequence[dict[str, Any]], failed: Sequence) -> None:
     """Writes index.html: failures, then the cases with the most flags first."""
-    names = list(dict.fromkeys(row["name"] for report in reports for row in report["structures"]))
+    names = list(dict.fromkeys(row["name"] for report in reports for row in _shown(report)))
     head = "".join(f"<th>{escape(name)}, mL</th>" for name in names)
     rows = "".join(
         _case_row(report, names) for report in sorted(reports, key=lambda r: -len(r["flags"]))
@@ -163,7 +163,7 @@ def write_viewer(output: Path) -> bool:
 
 def _case_row(report: dict[str, Any], names: Sequence[str]) -> str:
     link = f"{report['case']}/{CASE_PAGE}"
-    volumes = {row["name"]: _volume(row) for row in report["structures"]}
+    volumes = {row["name"]: _volume(row) for row in _shown(report)}
     cells = "".join(f'<td class="n">{volumes.get(name, "")}</td>' for name in names)
     last = max((row["pass"] for row in report["scores"]), default=0)
     dice = [row.get("dice") for row in report["scores"] if row["pass"] == last]
@@ -176,13 +176,19 @@ def _case_row(report: dict[str, Any], names: Sequence[str]) -> str:
     )
 
 
+def _shown(report: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows of its structures; none where the scan holds none of them."""
+    rows = report["structures"]
+    return [] if all(row["status"] == "missing" for row in rows) else rows
+
+
 def _structure_table(report: dict[str, Any]) -> str:
     scores = {row["structure"]: row for row in report["scores"]}
     columns = ("dice", "hd95_mm", "assd_mm", "nsd_2mm")
     head = ["Structure", "Status", "mL", "Mean HU", "Confidence", "Passes differ by"]
     head += ["Dice", "HD95 mm", "ASSD mm", "NSD 2 mm"]
     rows = ""
-    for row in report["structures"]:
+    for row in report["structures"] if scores else _shown(report):
         colour = ",".join(map(str, row["colour"]))
         score = scores.get(row["name"], {})
         cells = [_volume(row), _number(row["mean_hu"], 0), _number(row["confidence"], 2)]
@@ -194,6 +200,8 @@ def _structure_table(report: dict[str, Any]) -> str:
             + "".join(f'<td class="n">{cell}</td>' for cell in cells)
             + "</tr>"
         )
+    if not rows:
+        return ""
     titles = "".join(f"<th>{title}</th>" for title in head)
     return f"<table><thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table>"
 

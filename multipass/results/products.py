@@ -82,10 +82,8 @@ def write_products(folder: Path, case: Segmented, wanted: Wanted, stages: Stages
         ValueError: what was read back is not what was written.
     """
     written = Written()
-    wants_seg = "seg" in wanted.formats and bool(case.slices)
-    if wants_seg and not case.mask.any():
-        wants_seg = False
-        written.notes.append("no seg.dcm, since the mask is empty")
+    # DICOM knows no SEG without a segment.
+    wants_seg = "seg" in wanted.formats and bool(case.slices) and bool(case.mask.any())
     with ThreadPoolExecutor(1) as beside:
         seg = beside.submit(_write_seg, folder, case) if wants_seg else None
         written.notes += _write_others(folder, case, wanted, stages)

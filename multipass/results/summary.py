@@ -23,7 +23,7 @@ class Outcome:
         rows = []
         for report in self.reports:
             of_case = {"case": report["case"], "flags": "; ".join(report["flags"])}
-            rows += [with_nan(row) | of_case for row in report["scores"]]
+            rows += [with_nan(row) | of_case for row in report["scores"] or [{}]]
         if rows:
             write_summary(output / "summary.csv", rows)
         if page and (self.reports or self.failed):

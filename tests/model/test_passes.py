@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -26,7 +27,7 @@ from multipass.model.maps import (
     shared_rows,
 )
 from multipass.model.network import MultiPassUNet, Network
-from multipass.model.passes import NOT_FOUND, View, closer, run, segment
+from multipass.model.passes import NOTHING, OUTSIDE_ML, View, found_in, run, segment
 from multipass.structures import PELVIS
 
 SMALL = np.array([[-100.0, -80.0, -90.0], [110.0, 90.0, 70.0]])
@@ -55,16 +56,21 @@ class Seer(MultiPassUNet):
 
     look = Network.look
 
-    def __init__(self, threshold: float = 0.35) -> None:
+    def __init__(self, threshold: float = 0.35, blind_from: int = 9) -> None:
         super().__init__(classes=1 + len(PELVIS), filters=(8, 8, 8, 8))
-        self.threshold, self.contexts = threshold, []
+        self.threshold, self.contexts, self.blind_from = threshold, [], blind_from
 
     def forward(
         self, image: torch.Tensor, context: torch.Tensor, pass_index: int = 0
     ) -> torch.Tensor:
         self.contexts.append(context)
-        bone = (image > self.threshold).float() * 20 - 10
+        is_bone = (image > self.threshold) & (pass_index < self.blind_from)
+        bone = is_bone.float() * 20 - 10
         return torch.cat([-bone, bone, bone.expand(-1, len(PELVIS) - 1, -1, -1, -1) - 5], dim=1)
+
+
+def see_by(network: Network, *closer: str) -> Model:
+    return Model(network, list(PELVIS), (-200.0, 1000.0), ("scan", *(closer or ["pelvis"])))
 
 
 def scan_of(number: int = 1) -> Volume:
@@ -206,7 +212,7 @@ def test_segment_looks_closer_in_the_second_pass():
 
 
 @pytest.mark.parametrize(("reach_mm", "flagged"), [(-10, False), (70, True)])
-def test_what_the_first_pass_saw_outside_of_the_pelvis_window_is_flagged(reach_mm, flagged):
+def test_what_lies_outside_of_the_box_is_told(reach_mm, flagged):
     window = window_over(BODY)
     found = np.zeros((2, *window.size), np.float32)
     x, y, z = places(window)
@@ -214,11 +220,16 @@ def test_what_the_first_pass_saw_outside_of_the_pelvis_window_is_flagged(reach_m
     found[1, (np.abs(x) < 20) & (np.abs(y) < 20) & (z > 130) & (z < 130 + reach_mm)] = 1
     found[0] = 1 - found[1]
     first = PassResult([window], [ClassMaps(found)], [])
-    windows, flags = closer(first, scan_of())
-    assert len(windows) == 1
-    assert bool(flags) == flagged
-    if flagged:
-        assert "outside of the pelvis window" in flags[0]
+    seen = found_in(first, scan_of().grid.box_mm())
+    assert seen is not None and (seen.lost_ml >= OUTSIDE_ML) == flagged
+
+
+def test_bone_where_the_next_pass_does_not_look_is_flagged():
+    scan = scan_of()
+    scan.array[50:60, 40:50, 86:94] = 600  # 33 mL, 100 mm above all others
+    _, second = segment(see_by(Seer()), scan)
+    assert len(second.flags) == 1
+    assert re.fullmatch(r"pass 1 saw (3\d) mL where pass 2 did not look", second.flags[0])
 
 
 def test_a_body_of_a_metre_is_looked_at_in_parts_and_gets_the_same_mask():
@@ -256,9 +267,23 @@ def test_segment_with_the_scan_window_keeps_it():
     assert first.windows == second.windows
 
 
-def test_nothing_found_is_flagged_and_takes_the_whole_scan():
-    model = Model(Seer(threshold=2.0), list(PELVIS), (-200.0, 1000.0), ("scan", "pelvis"))
-    first, second = segment(model, scan_of())
-    assert second.windows == first.windows
-    assert second.flags == [NOT_FOUND]
-    assert not native_labels(second, scan_of().grid).any()
+@pytest.mark.parametrize("blind_from", [0, 1, 2])
+@pytest.mark.parametrize("closer", ["pelvis", "scan"])
+def test_the_first_pass_that_finds_nothing_is_the_last_that_looks(blind_from, closer):
+    seer = Seer(blind_from=blind_from)
+    results = segment(see_by(seer, closer), scan_of(), 3)
+    assert len(results) == 3 and len(seer.contexts) == blind_from + 1
+    assert [result.flags for result in results[blind_from:]] == [[NOTHING]] * (3 - blind_from)
+    assert not any(result.flags for result in results[:blind_from])
+    for number, result in enumerate(results):
+        assert native_labels(result, scan_of().grid).any() == (number < blind_from)
+
+
+@pytest.mark.parametrize(("side_mm", "is_bone"), [(8.0, False), (14.0, True)])
+def test_a_speck_is_no_pelvis(side_mm, is_bone):
+    grid = Grid((150, 150, 100), (2.0, 2.0, 2.0), (-149.0, -149.0, -99.0))
+    array = np.full(grid.size, 40, np.int16)
+    array[np.all(np.abs(places(grid)) < side_mm / 2 + 1, axis=0)] = 900
+    results = segment(see_by(Seer(0.6)), Volume(array, grid))
+    assert (results[-1].flags == [NOTHING]) != is_bone
+    assert native_labels(results[-1], grid).any() == is_bone

@@ -241,14 +241,37 @@ def test_a_fault_of_ours_does_not_stop_the_others(script, tmp_path, monkeypatch,
     assert (tmp_path / "out" / "b" / "mask.nii.gz").exists()
 
 
-def test_nothing_found_is_flagged_not_silent(script, tmp_path, capsys):
+def test_none_of_the_structures_is_an_answer(script, tmp_path, capsys):
+    """An empty mask, one flag, no volumes, a row in summary and page, and not a failure."""
     volume, _ = oracle.scene(oracle.scene_grid())
-    write_image(tmp_path / "in" / "chest.nii.gz", Volume(np.minimum(volume.array, 60), volume.grid))
-    assert run(script, tmp_path) == 0
-    report = json.loads((tmp_path / "out" / "chest" / "report.json").read_text())
-    assert "no pelvis found" in report["flags"][0]
+    chest = Volume(np.minimum(volume.array, 60), volume.grid)
+    recipe = make_subject(3, 0, matrix=64, size="small", padding=None).recipe
+    write_ct(tmp_path / "in" / "chest", chest, recipe)
+    assert run(script, tmp_path, page=True) == 0
+    folder = tmp_path / "out" / "chest"
+    report = json.loads((folder / "report.json").read_text())
+    assert report["flags"] == [passes.NOTHING] and not report["problems"]
     assert {row["volume_ml"] for row in report["structures"]} == {None}
-    assert "Flag: chest: no pelvis found" in capsys.readouterr().out
+    assert not sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "mask.nii.gz"))).any()
+    assert (folder / "overlay.png").exists() and not (folder / "seg.dcm").exists()
+    with (tmp_path / "out" / "summary.csv").open(newline="") as file:
+        (row,) = csv.DictReader(file)
+    assert {key for key, value in row.items() if value} == {"case", "flags"}
+    page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
+    assert passes.NOTHING in page and "Failed" not in page and ", mL" not in page
+    assert "<table" not in (folder / "view.html").read_text(encoding="utf-8")
+    assert capsys.readouterr().out.count(f"Flag: chest: {passes.NOTHING}") == 1
+
+
+def test_a_reference_is_scored_where_nothing_was_found(script, tmp_path):
+    volume, label = oracle.scene(oracle.scene_grid())
+    write_image(tmp_path / "in" / "a.nii.gz", Volume(np.minimum(volume.array, 60), volume.grid))
+    write_image(tmp_path / "in" / "a_seg.nii.gz", Volume(label, volume.grid))
+    assert run(script, tmp_path) == 0
+    with (tmp_path / "out" / "summary.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert [row["pass"] for row in rows] == ["1"] * 5 + ["2"] * 5
+    assert {(row["outcome"], row["flags"]) for row in rows} == {("missed", passes.NOTHING)}
 
 
 def test_missing_and_cut_structures_are_named(script, tmp_path):

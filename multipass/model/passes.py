@@ -112,7 +112,9 @@ def segment(
     """
     last = len(model.windows) - 1
     kinds = [model.windows[min(k, last)] for k in range(passes or len(model.windows))]
-    windows, flags, results = scan_windows(body_box(volume)), [], []
+    windows = scan_windows(body_box(volume))
+    flags: list[str] = []
+    results: list[PassResult] = []
     for index, kind in enumerate(kinds):
         before = results[-1] if results else None
         seen = look_through(model, volume, windows, before, flags, index)

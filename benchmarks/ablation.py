@@ -58,9 +58,10 @@ from multipass.files import replacing
 from multipass.geometry.volume import Volume
 from multipass.geometry.windows import HU_RANGE, close_windows
 from multipass.model.checkpoint import Model
+from multipass.model.evidence import found_in
 from multipass.model.maps import PassResult
 from multipass.model.network import MultiPassUNet
-from multipass.model.passes import found_in, look_through, precision, segment
+from multipass.model.passes import look_through, precision, segment
 from multipass.training.batches import Batches
 from multipass.training.trainer import State
 

@@ -52,9 +52,9 @@ from multipass.data.cohort import Cohort
 from multipass.files import replacing
 from multipass.geometry.windows import HU_RANGE
 from multipass.model.checkpoint import Model
-from multipass.model.maps import between
 from multipass.model.network import MultiPassUNet, Network
 from multipass.model.passes import blank, precision
+from multipass.model.resampling import between
 from multipass.training.batches import Batch, Batches
 from multipass.training.intensity import ContextOdds
 from multipass.training.loss import EMPTY_PART, soft_loss

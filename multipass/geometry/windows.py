@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
-from multipass.geometry.volume import AIR_HU, Grid, Volume, floats3, resample
+from multipass.geometry.volume import AIR_HU, Grid, Volume, floats3, ints3, resample
 
 GRID_SIZE = (128, 128, 72)
 # Half as fine, for the first part of a training; the network halves z three times, hence 40.
@@ -39,7 +39,9 @@ BODY_STEP_MM = 4.0
 BODY_OPENING_STEPS = 2
 BODY_PART = 1 / 3
 NEARBY_MM = 50.0
-NEARBY_MIN_MM3 = 1000.0
+BESIDE_PART = 0.1
+# Of a component that counts: a speck is no pelvis.
+LEAST_MM3 = 1000.0
 
 
 def window_over(box_mm: np.ndarray) -> Grid:
@@ -163,33 +165,39 @@ def _stacked(box_mm: np.ndarray, height_mm: float, count: int) -> list[Grid]:
     return windows
 
 
-def stacked_grid(windows: list[Grid]) -> Grid:
-    """The grid that windows stacked in z cover together, as fine as they are."""
+def stacked_grid(windows: Sequence[Grid]) -> Grid:
+    """The grid over all that windows of one size cover together, as fine as they are."""
     if len(windows) == 1:
         return windows[0]
-    boxes = [w.box_mm() for w in windows]
-    low = np.min([b[0] for b in boxes], axis=0)
-    high = np.max([b[1] for b in boxes], axis=0)
-    spacing = windows[0].spacing_mm
-    size = (GRID_SIZE[0], GRID_SIZE[1], max(1, round((high[2] - low[2]) / spacing[2])))
-    return Grid(size, spacing, floats3(low + np.asarray(spacing) / 2))
+    boxes = np.array([w.box_mm() for w in windows])
+    low, high = boxes[:, 0].min(axis=0), boxes[:, 1].max(axis=0)
+    spacing = np.asarray(windows[0].spacing_mm)
+    size = np.maximum(1, np.rint((high - low) / spacing))
+    return Grid(ints3(size), floats3(spacing), floats3(low + spacing / 2))
 
 
-def joined(windows: list[Grid], maps: list[np.ndarray]) -> Volume:
-    """Maps (128, 128, 72) of overlapping scan windows as one volume: the larger value where two
-    windows overlap."""
+def joined(windows: Sequence[Grid], maps: Sequence[np.ndarray]) -> Volume:
+    """Maps (128, 128, 72) of overlapping windows as one volume: the larger value where two windows
+    overlap."""
     if len(windows) == 1:
         return Volume(maps[0], windows[0])
     grid = stacked_grid(windows)
     total = np.zeros(grid.size, np.float32)
     for window, values in zip(windows, maps, strict=True):
-        np.maximum(total, resample(Volume(values, window), grid, outside=0.0), out=total)
+        start = np.subtract(window.origin_mm, grid.origin_mm) / grid.spacing_mm
+        first = np.clip(np.floor(start).astype(int), 0, None)
+        last = np.minimum(first + 1 + window.size, grid.size)
+        place = tuple(slice(a, b) for a, b in zip(first, last, strict=True))
+        part = grid.cropped(ints3(first), ints3(last - first))
+        seen = resample(Volume(values, window), part, outside=0.0)
+        np.maximum(total[place], seen, out=total[place])
     return Volume(total, grid)
 
 
 def pelvis_box(foreground: Volume, limit_mm: np.ndarray) -> np.ndarray | None:
-    """The box of what a first pass found: voxels of P(foreground) > 0.5, the largest component and
-    those of at least 1 cm3 within 50 mm of it, grown by 20 mm a side and clipped to the scan.
+    """The box of what a pass found: voxels of P(foreground) > 0.5, the largest component and those of
+    at least 1 cm3 that are within 50 mm of it or beside it with a tenth of its size, as below the
+    crotch the other femur is; grown by 20 mm a side and clipped to the scan.
 
     Args:
         foreground: probabilities (or fractions) on an upright grid.
@@ -198,26 +206,35 @@ def pelvis_box(foreground: Volume, limit_mm: np.ndarray) -> np.ndarray | None:
     Returns:
         The box, or None where no component of voxels above 0.5 has 1 cm3: a speck is no pelvis.
     """
-    found = foreground.array > 0.5
-    if not found.any():
-        return None
     spacing = np.asarray(foreground.grid.spacing_mm)
-    labels, count = ndimage.label(found)
-    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:] * spacing.prod()
-    if sizes.max() < NEARBY_MIN_MM3:
+    kept = _parts_of_a_pelvis(foreground.array > 0.5, spacing)
+    if not kept.any():
         return None
-    largest = labels == 1 + int(sizes.argmax())
-    kept = largest
-    if np.count_nonzero(sizes >= NEARBY_MIN_MM3) > 1:
-        distance = ndimage.distance_transform_edt(~largest, sampling=spacing)
-        nearest = ndimage.minimum(distance, labels, index=np.arange(1, count + 1))
-        near = 1 + np.flatnonzero((nearest <= NEARBY_MM) & (sizes >= NEARBY_MIN_MM3))
-        kept = largest | np.isin(labels, near)
     spans = ndimage.find_objects(kept.astype(np.uint8))[0]
     origin = np.asarray(foreground.grid.origin_mm)
     low = origin + (np.array([s.start for s in spans]) - 0.5) * spacing - PELVIS_MARGIN_MM
     high = origin + (np.array([s.stop for s in spans]) - 0.5) * spacing + PELVIS_MARGIN_MM
     return clipped(np.stack([low, high]), limit_mm)
+
+
+def _parts_of_a_pelvis(found: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
+    """The components that `pelvis_box` keeps; none where none has 1 cm3."""
+    labels, count = ndimage.label(found)
+    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:] * spacing_mm.prod()
+    large = sizes >= LEAST_MM3
+    if not large.any():
+        return np.zeros_like(found)
+    first = int(sizes.argmax())
+    largest = labels == 1 + first
+    if np.count_nonzero(large) == 1:
+        return largest
+    heights = [spans[2] for spans in ndimage.find_objects(labels)]
+    level = heights[first]
+    beside = np.array([s.start < level.stop and level.start < s.stop for s in heights])
+    distance = ndimage.distance_transform_edt(~largest, sampling=spacing_mm)
+    nearest = ndimage.minimum(distance, labels, index=np.arange(1, count + 1))
+    kept = (nearest <= NEARBY_MM) | (beside & (sizes >= BESIDE_PART * sizes[first]))
+    return np.isin(labels, 1 + np.flatnonzero(large & kept))
 
 
 def guarded(box_mm: np.ndarray) -> np.ndarray:

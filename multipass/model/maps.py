@@ -10,12 +10,12 @@ import torch
 
 from multipass.geometry.labelmaps import LEAST_PART_MM3, Box, box_of, tidied
 from multipass.geometry.volume import Grid
+from multipass.model.resampling import Blend, blend
 from multipass.structures import Structure
 
 # A class's map is kept in the box where it exceeds this: a tenth of what would be the likeliest
 # among 100 classes.
 LEAST_KEPT = 1e-3
-LEAST_WEIGHT = 1e-3  # of a window at its own edge, where another one overlaps it
 SLAB_SLICES = 8  # of the scan at a time: 8 x 512 x 512 x 4 bytes = 8 MiB a class
 FLOAT16_ROUNDING = 2e-3
 
@@ -56,7 +56,7 @@ class PassResult:
     """What one pass found in a scan.
 
     Attributes:
-        windows: where it looked; several that overlap in z where the scan is tall.
+        windows: where it looked, all of one size; one in each column, row and level.
         probabilities: for each window of 1 + K classes in float16, whose steps of at most 0.0005
             move a surface by a micrometre or two.
         flags: sentences for people.
@@ -65,69 +65,6 @@ class PassResult:
     windows: list[Grid]
     probabilities: list[ClassMaps]
     flags: list[str]
-
-
-def linear_rows(
-    source: torch.Tensor, target: torch.Tensor, n_source: int, n_target: int
-) -> torch.Tensor:
-    """Linear interpolation along one axis, as matrices.
-
-    Args:
-        source, target: (N, 2) edges in mm of the n_source and n_target voxels.
-
-    Returns:
-        (N, n_target, n_source) float64; rows of voxels outside the source are zero.
-    """
-    centres = (torch.arange(n_target, dtype=torch.float64) + 0.5) / n_target
-    centres = target[:, :1] + centres * (target[:, 1:] - target[:, :1])
-    at = (centres - source[:, :1]) / (source[:, 1:] - source[:, :1]) * n_source - 0.5
-    inside = (at >= -0.5) & (at <= n_source - 0.5)
-    distance = at.clamp(0, n_source - 1)[:, :, None] - torch.arange(n_source, dtype=torch.float64)
-    return (1 - distance.abs()).clamp(min=0) * inside[:, :, None]
-
-
-def between(maps: torch.Tensor, source: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """Resamples (N, C, X, Y, Z) maps from windows over one box into windows over another.
-
-    Args:
-        source, target: (N, 2, 3) boxes.
-    """
-    if torch.equal(source, target):
-        return maps
-    rows = [
-        linear_rows(source[:, :, a], target[:, :, a], n, n) for a, n in enumerate(maps.shape[2:])
-    ]
-    return apply_rows(maps, rows)
-
-
-def apply_rows(maps: torch.Tensor, rows: Sequence[torch.Tensor]) -> torch.Tensor:
-    x, y, z = (r.to(maps) for r in rows)
-    maps = torch.matmul(x[:, None], maps.flatten(3)).unflatten(3, maps.shape[3:])
-    maps = torch.matmul(y[:, None, None], maps)
-    return torch.matmul(maps, z.transpose(1, 2)[:, None, None])
-
-
-def shared_rows(windows: Sequence[Grid], box: np.ndarray, size: Sequence[int]) -> list:
-    """Interpolation from windows that overlap in z to the voxels of a box, blended.
-
-    Returns:
-        (x rows, y rows, [z rows of each window]), each (size, n) float32; the z rows of all windows
-        together sum to 1 where any window reaches.
-    """
-    target = torch.as_tensor(np.asarray(box, dtype=np.float64))[None]
-    boxes = [torch.as_tensor(w.box_mm())[None] for w in windows]
-    n = windows[0].size
-    x, y = (linear_rows(boxes[0][:, :, a], target[:, :, a], n[a], size[a])[0] for a in (0, 1))
-    centres = (torch.arange(size[2], dtype=torch.float64) + 0.5) / size[2]
-    centres = target[0, 0, 2] + centres * (target[0, 1, 2] - target[0, 0, 2])
-    depth = [torch.minimum(centres - b[0, 0, 2], b[0, 1, 2] - centres) for b in boxes]
-    weights = [d.clamp(min=LEAST_WEIGHT) * (d >= 0) for d in depth]
-    total = torch.stack(weights).sum(0).clamp(min=LEAST_WEIGHT)
-    z = [
-        linear_rows(b[:, :, 2], target[:, :, 2], n[2], size[2])[0] * (w / total)[:, None]
-        for b, w in zip(boxes, weights, strict=True)
-    ]
-    return [x.float(), y.float(), [rows.float() for rows in z]]
 
 
 def native_labels(result: PassResult, grid: Grid) -> np.ndarray:
@@ -143,13 +80,14 @@ def native_labels(result: PassResult, grid: Grid) -> np.ndarray:
         uint8 (X, Y, Z), 0 outside the windows. Ties go to the lower class.
     """
     nx, ny, nz = grid.size
-    x, y, zs = shared_rows(result.windows, grid.box_mm(), grid.size)
+    blended = blend(result.windows, grid.box_mm(), grid.size)
+    x, y = (torch.cat(rows, 1) for rows in blended.rows[:2])
     maps = result.probabilities
     peaks = [torch.stack([_peaks(of_window, c) for c in range(len(maps[0]))]) for of_window in maps]
     labels = np.zeros((nz, ny, nx), np.uint8)
     for start in range(0, nz, SLAB_SLICES):
         part = slice(start, min(start + SLAB_SLICES, nz))
-        classes, slab = _slab(maps, peaks, [z[part] for z in zs])
+        classes, slab = _slab(maps, peaks, blended, part)
         if len(classes) > 1:
             _likeliest(slab, classes, len(maps[0]), x, y, torch.from_numpy(labels[part]))
     return labels.transpose(2, 1, 0)
@@ -181,30 +119,33 @@ def least(classes: int) -> float:
 
 
 def _slab(
-    maps: Sequence[ClassMaps], peaks: Sequence[torch.Tensor], zs: Sequence[torch.Tensor]
+    maps: Sequence[ClassMaps], peaks: Sequence[torch.Tensor], blended: Blend, slices: slice
 ) -> tuple[list[int], torch.Tensor]:
     """The classes that may be the likeliest in some of the scan's slices, background first, and
-    their maps (classes, Z, Y, X) on the window's columns, interpolated to these slices.
+    their maps (classes, Z, Y, X) interpolated to these slices, on the windows' columns and rows
+    side by side.
 
     Args:
-        maps, peaks, zs: for each window its maps, their largest values in each slice (C, Z), and
-            the rows from its slices to the scan's.
+        maps, peaks: for each window its maps and their largest values in each slice (C, Z).
+        blended: from the windows to the scan.
     """
     seen = []
-    for of_window, peak, z in zip(maps, peaks, zs, strict=True):
+    for of_window, peak, place in zip(maps, peaks, blended.places, strict=True):
+        z = blended.rows[2][place[2]][slices]
         used = z.any(0).nonzero().flatten()
         if len(used):
             span = slice(int(used[0]), int(used[-1]) + 1)
-            seen.append((of_window, span, peak[:, span].amax(1), z[:, span].T))
+            seen.append((of_window, place, span, peak[:, span].amax(1), z[:, span].T))
     if not seen:
         return [], torch.zeros(())
-    highest = torch.stack([peak for _, _, peak, _ in seen]).amax(0)
+    highest = torch.stack([peak for *_, peak, _ in seen]).amax(0)
     classes = [0, *(c for c in range(1, len(highest)) if highest[c] >= least(len(highest)))]
-    slab = [
-        torch.stack([_slices(part, c, span) @ z for part, span, _, z in seen]).sum(0)
-        for c in classes
-    ]
-    return classes, torch.stack(slab).permute(0, 3, 2, 1).contiguous()
+    (nx, ny, _), (columns, rows, _) = maps[0].size, (len(r) for r in blended.rows)
+    slab = torch.zeros(len(classes), columns, nx, rows, ny, slices.stop - slices.start)
+    for of_class, c in zip(slab, classes, strict=True):
+        for of_window, (column, row, _), span, _, z in seen:
+            of_class[column, :, row] += _slices(of_window, c, span) @ z
+    return classes, slab.flatten(3, 4).flatten(1, 2).permute(0, 3, 2, 1).contiguous()
 
 
 def _slices(maps: ClassMaps, c: int, span: slice) -> torch.Tensor:
@@ -282,11 +223,13 @@ def likeliest(maps: ClassMaps) -> tuple[np.ndarray, np.ndarray]:
 
 def confidence(result: PassResult) -> list[float]:
     """For each structure the mean probability of the likeliest class where it is the likeliest, NaN
-    where it is nowhere."""
+    where it is nowhere; windows count by their weights where they overlap."""
     sums = np.zeros(len(result.probabilities[0]))
     counts = np.zeros_like(sums)
-    for probabilities in result.probabilities:
-        winner, best = (array.ravel() for array in likeliest(probabilities))
-        sums += np.bincount(winner, best, len(sums))
-        counts += np.bincount(winner, minlength=len(sums))
+    for index, (window, maps) in enumerate(zip(result.windows, result.probabilities, strict=True)):
+        rows = blend(result.windows, window.box_mm(), window.size).of_window(index)
+        weight = np.einsum("i,j,k->ijk", *(of_axis.sum(1).numpy() for of_axis in rows)).ravel()
+        winner, best = (array.ravel() for array in likeliest(maps))
+        sums += np.bincount(winner, best * weight, len(sums))
+        counts += np.bincount(winner, weight, len(sums))
     return [float(s / c) if c else float("nan") for s, c in zip(sums[1:], counts[1:], strict=True)]

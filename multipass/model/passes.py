@@ -9,26 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
 
 from multipass.geometry.volume import Grid, Volume
 from multipass.geometry.windows import (
     body_box,
     close_windows,
-    joined,
-    pelvis_box,
+    part_windows,
     scan_windows,
     window_image,
 )
 from multipass.model.checkpoint import Model
-from multipass.model.maps import ClassMaps, PassResult, apply_rows, between, shared_rows
+from multipass.model.evidence import finds_nothing, found_in, is_background, nothing_in
+from multipass.model.maps import ClassMaps, PassResult
 from multipass.model.network import Maps, MultiPassUNet
+from multipass.model.resampling import apply_rows, between, blend
 
-NOTHING = "none of the structures is in this scan"
 LOST = "pass {1} saw {0:.0f} mL where pass {2} did not look"
 # Specks that a pass sees elsewhere in a body are smaller than a bone's part that is missed.
 OUTSIDE_ML = 5.0
+# Windows over the box of what the pass before found.
+LAID = {"pelvis": close_windows, "parts": part_windows}
 
 Disturb = Callable[[torch.Tensor], torch.Tensor]
 
@@ -99,7 +100,7 @@ def segment(
     model: Model, volume: Volume, passes: int | None = None, keep_all: bool = False
 ) -> list[PassResult]:
     """Runs the passes over a scan: the first over its scan windows, the next over those on the
-    pelvis. The first pass that finds nothing is the last that looks.
+    pelvis, a third over parts of it. The first pass that finds nothing is the last that looks.
 
     Args:
         volume: upright CT in HU.
@@ -112,58 +113,25 @@ def segment(
     """
     last = len(model.windows) - 1
     kinds = [model.windows[min(k, last)] for k in range(passes or len(model.windows))]
-    windows = scan_windows(body_box(volume))
+    windows = whole = scan_windows(body_box(volume))
     flags: list[str] = []
     results: list[PassResult] = []
     for index, kind in enumerate(kinds):
         before = results[-1] if results else None
-        seen = look_through(model, volume, windows, before, flags, index)
-        found = found_in(seen, volume.grid.box_mm())
-        if found is None:
+        seen = look_through(model, volume, windows, before, flags, index, kind == "parts")
+        following = kinds[index + 1] if index + 1 < len(kinds) else kind
+        found = found_in(seen, volume.grid.box_mm()) if following != kind else None
+        if finds_nothing(seen) or (following != kind and found is None):
             return results + [nothing_in(seen)] * (len(kinds) - index)
         results.append(seen)
         if index > 2 and not keep_all:
             results[-3] = replace(results[-3], windows=[], probabilities=[])
-        if index + 1 < len(kinds) and kinds[index + 1] != kind:
-            windows = close_windows(found.box_mm)
+        if found is not None:
+            lay = LAID.get(following)
+            windows = lay(found.box_mm) if lay else whole
             lost = LOST.format(found.lost_ml, index + 1, index + 2)
             flags = [lost] if found.lost_ml >= OUTSIDE_ML else []
     return results
-
-
-@dataclass(frozen=True)
-class Found:
-    """What a pass found.
-
-    Attributes:
-        box_mm: (2, 3) around it, see `pelvis_box`.
-        lost_ml: what lies outside of that box.
-    """
-
-    box_mm: np.ndarray
-    lost_ml: float
-
-
-def found_in(result: PassResult, limit_mm: np.ndarray) -> Found | None:
-    """Where a pass found structures; None where it found none, see `pelvis_box`.
-
-    Args:
-        limit_mm: the scan's box.
-    """
-    maps = [1 - p[0].astype(np.float32) for p in result.probabilities]
-    foreground = joined(result.windows, maps)
-    box = pelvis_box(foreground, limit_mm)
-    return None if box is None else Found(box, _outside_ml(foreground, box))
-
-
-def nothing_in(seen: PassResult) -> PassResult:
-    """A result over the same windows that says that none of the structures is there."""
-    classes = len(seen.probabilities[0])
-    nothing = [
-        ClassMaps(np.full(window.size, float(c == 0), np.float16) for c in range(classes))
-        for window in seen.windows
-    ]
-    return PassResult(seen.windows, nothing, [NOTHING])
 
 
 def look_through(
@@ -173,17 +141,24 @@ def look_through(
     before: PassResult | None,
     flags: list[str],
     pass_index: int = 0,
+    skips: bool = False,
 ) -> PassResult:
-    """One pass over one or several windows of a scan, window by window to bound memory."""
+    """One pass over one or several windows of a scan, window by window to bound memory.
+
+    Args:
+        skips: a window in which the pass before is sure of background gets that pass's maps.
+    """
     device = next(model.network.parameters()).device
     found = []
     for window in windows:
-        image = torch.as_tensor(window_image(volume, window, model.hu_range), device=device)
         context = None if before is None else context_of(before, window, device)
         with precision(device):
-            probability = model.network.look(
-                image[None, None].float().contiguous(), context, pass_index
-            )
+            if skips and before is not None and is_background(before, window.box_mm()):
+                probability = carried_over(before, window, device)
+            else:
+                image = torch.as_tensor(window_image(volume, window, model.hu_range), device=device)
+                seen = image[None, None].float().contiguous()
+                probability = model.network.look(seen, context, pass_index)
             maps = (probability(c).half().cpu().numpy() for c in range(model.network.classes))
             found.append(ClassMaps(maps))
     return PassResult(windows, found, flags)
@@ -191,24 +166,29 @@ def look_through(
 
 def context_of(before: PassResult, window: Grid, device: torch.device) -> Maps:
     """The pass before, resampled into a window, class by class; in float32, as in training."""
-    x, y, zs = shared_rows(before.windows, window.box_mm(), window.size)
+    blended = blend(before.windows, window.box_mm(), window.size)
+    rows = [blended.of_window(index) for index in range(len(before.windows))]
+    near = [k for k, of_window in enumerate(rows) if all(axis.any() for axis in of_window)]
 
     @torch.autocast(device.type, enabled=False)
     def of_class(c: int) -> torch.Tensor:
-        total = torch.zeros((), device=device)
-        for maps, z in zip(before.probabilities, zs, strict=True):
-            one = torch.as_tensor(maps[c][None, None]).to(total)
-            total = total + apply_rows(one, [x[None], y[None], z[None]])
-        return total[0, 0]
+        total = torch.zeros(window.size, device=device)
+        for k in near:
+            one = torch.as_tensor(before.probabilities[k][c][None, None]).to(total)
+            total = total + apply_rows(one, [axis[None] for axis in rows[k]])[0, 0]
+        return total
 
     return of_class
 
 
-def _outside_ml(foreground: Volume, box_mm: np.ndarray) -> float:
-    """What a first pass found outside of a box, in mL."""
-    grid = foreground.grid
-    index = (box_mm - grid.origin_mm) / grid.spacing_mm
-    low, high = np.ceil(index[0]).astype(int), np.floor(index[1]).astype(int) + 1
-    found = foreground.array > 0.5
-    inside = found[tuple(slice(max(a, 0), b) for a, b in zip(low, high, strict=True))]
-    return (np.count_nonzero(found) - np.count_nonzero(inside)) * grid.voxel_ml
+def carried_over(before: PassResult, window: Grid, device: torch.device) -> Maps:
+    """The pass before, resampled into a window, as a result: background where it did not look."""
+    context = context_of(before, window, device)
+
+    def of_class(c: int) -> torch.Tensor:
+        if c:
+            return context(c)
+        bones = (context(k) for k in range(1, len(before.probabilities[0])))
+        return 1 - sum(bones, torch.zeros(window.size, device=device))
+
+    return of_class

@@ -61,28 +61,34 @@ def _images_of(result: PassResult) -> dict[int, list[sitk.Image]]:
     """For the background and each class that is the likeliest somewhere, an image a window."""
     count = len(result.probabilities[0])
     looked = list(zip(result.windows, result.probabilities, strict=True))
+    ramps = _ramps(result.windows)
     return {
-        c: [_image(maps, c, window, _ramp(len(looked), window.size[2])) for window, maps in looked]
+        c: [_image(maps, c, window, ramps) for window, maps in looked]
         for c in range(count)
         if c == 0 or any(m.inside(c)[1].max(initial=0) >= least(count) for _, m in looked)
     }
 
 
-def _ramp(windows: int, depth: int) -> np.ndarray:
-    if windows == 1:
-        return np.ones(depth, np.float32)
-    steps = np.arange(depth) + 0.5
-    return np.minimum(steps, depth - steps).astype(np.float32)
+def _ramps(windows: Sequence[Grid]) -> list[np.ndarray]:
+    """Along each axis the distance of each of a window's voxels from its own end, 1 where no other
+    window overlaps it."""
+    several = np.ptp([window.origin_mm for window in windows], axis=0) > 0
+    steps = (np.arange(n, dtype=np.float32) + 0.5 for n in windows[0].size)
+    return [
+        np.minimum(s, len(s) - s) if more else np.ones_like(s)
+        for s, more in zip(steps, several, strict=True)
+    ]
 
 
-def _image(maps: ClassMaps, c: int, window: Grid, ramp: np.ndarray) -> sitk.Image:
+def _image(maps: ClassMaps, c: int, window: Grid, ramps: Sequence[np.ndarray]) -> sitk.Image:
     """A class's box and a voxel around it, those at the window's edges repeated once more, so that
     interpolation reaches the edges."""
     around = tuple(
         slice(max(s.start - 1, 0), min(s.stop + 1, n))
         for s, n in zip(maps.inside(c)[0], window.size, strict=True)
     )
-    part = maps[c][around].astype(np.float32) * ramp[around[2]]
+    weights = (ramp[s] for ramp, s in zip(ramps, around, strict=True))
+    part = maps[c][around].astype(np.float32) * np.einsum("i,j,k->ijk", *weights)
     padded = np.pad(part, 1, mode="edge")
     start = ints3([s.start - 1 for s in around])
     return to_sitk(Volume(padded, window.cropped(start, ints3(padded.shape))))

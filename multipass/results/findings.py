@@ -11,8 +11,8 @@ from scipy import ndimage
 from multipass.geometry.labelmaps import boxes_of
 from multipass.geometry.volume import Volume, floats3, is_cut, unseen_columns
 from multipass.geometry.windows import stacked_grid
+from multipass.model.evidence import NOTHING
 from multipass.model.maps import PassResult, confidence, native_labels
-from multipass.model.passes import NOTHING
 from multipass.structures import FEMUR, Structure, mirror_partners
 
 # Both were set on the 30 bones of 6 synthetic scans that validated an earlier network: its 7 bones

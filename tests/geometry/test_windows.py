@@ -182,6 +182,17 @@ def test_pelvis_box_keeps_near_parts_and_drops_far_and_tiny_ones():
     assert pelvis_box(Volume(np.zeros(window.size), window), BOX) is None
 
 
+@pytest.mark.parametrize(("across", "kept"), [(30, True), (8, False)])
+def test_pelvis_box_holds_both_thighs(across, kept):
+    """Below the crotch femurs are farther apart than parts of a pelvis are."""
+    window = window_over(BOX)
+    left = ((80, -20, -300), (110, 20, -100))
+    right = ((-110, -20, -250), (-110 + across, 20 if kept else -8, -150))
+    box = pelvis_box(Volume(foreground(window, [left, right]), window), BOX)
+    np.testing.assert_allclose(box[0, 0], -130 if kept else 60, atol=window.spacing_mm[0])
+    np.testing.assert_allclose(box[1, 0], 130, atol=window.spacing_mm[0])
+
+
 def test_pelvis_box_is_clipped_to_the_scan():
     window = window_over(BOX)
     volume = Volume(foreground(window, [((-149, -99, -399), (0, 0, -300))]), window)

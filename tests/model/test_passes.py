@@ -16,18 +16,17 @@ from multipass.data.patient_files import window_of
 from multipass.geometry.volume import Grid, Volume, floats3
 from multipass.geometry.windows import scan_windows, window_over
 from multipass.model.checkpoint import Model
+from multipass.model.evidence import NOTHING, found_in
 from multipass.model.maps import (
     ClassMaps,
     PassResult,
-    apply_rows,
-    between,
     confidence,
     likeliest,
     native_labels,
-    shared_rows,
 )
 from multipass.model.network import MultiPassUNet, Network
-from multipass.model.passes import NOTHING, OUTSIDE_ML, View, found_in, run, segment
+from multipass.model.passes import OUTSIDE_ML, View, run, segment
+from multipass.model.resampling import apply_rows, between, blend
 from multipass.structures import PELVIS
 
 SMALL = np.array([[-100.0, -80.0, -90.0], [110.0, 90.0, 70.0]])
@@ -162,10 +161,10 @@ def test_native_labels_equal_the_argmax_of_all_interpolated_probabilities(height
         maps.append((blobs / blobs.sum(0)).astype(np.float32))
         assert maps[-1].shape[1:] == window.size
     grid = Grid((50, 40, 61), (6.0, 5.0, 17.3), (-140.0, -95.0, -530.0))
-    x, y, zs = shared_rows(windows, grid.box_mm(), grid.size)
+    blended = blend(windows, grid.box_mm(), grid.size)
     full = sum(
-        apply_rows(torch.as_tensor(m)[None], [x[None], y[None], z[None]])[0]
-        for m, z in zip(maps, zs, strict=True)
+        apply_rows(torch.as_tensor(m)[None], [rows[None] for rows in blended.of_window(k)])[0]
+        for k, m in enumerate(maps)
     )
     expected = np.where(full.sum(0) > 0, full.argmax(0), 0)
     assert (
@@ -176,8 +175,7 @@ def test_native_labels_equal_the_argmax_of_all_interpolated_probabilities(height
 def test_weights_of_overlapping_windows_sum_to_one():
     windows = scan_windows(np.array([[-100.0, -100, -700], [100, 100, 700]]))
     box = np.array([[-100.0, -100, -900], [100, 100, 900]])
-    _, _, zs = shared_rows(windows, box, (4, 4, 180))
-    total = sum(z.sum(1) for z in zs).numpy()
+    total = sum(z.sum(1) for z in blend(windows, box, (4, 4, 180)).rows[2]).numpy()
     np.testing.assert_allclose(total[20:160], 1, atol=1e-5)
     assert not total[:19].any() and not total[-19:].any()
 

@@ -24,7 +24,7 @@ from orientation import ORDERS, oriented
 from multipass.data.patient_files import write_patient
 from multipass.data.prepare import prepare_patient
 from multipass.geometry.volume import Grid, Volume, from_sitk, to_sitk, upright
-from multipass.model import passes
+from multipass.model import evidence, passes
 from multipass.model.maps import native_labels
 from multipass.model.mirrored import Mirrored, with_mirroring
 from multipass.model.network import Network
@@ -250,7 +250,7 @@ def test_none_of_the_structures_is_an_answer(script, tmp_path, capsys):
     assert run(script, tmp_path, page=True) == 0
     folder = tmp_path / "out" / "chest"
     report = json.loads((folder / "report.json").read_text())
-    assert report["flags"] == [passes.NOTHING] and not report["problems"]
+    assert report["flags"] == [evidence.NOTHING] and not report["problems"]
     assert {row["volume_ml"] for row in report["structures"]} == {None}
     assert not sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "mask.nii.gz"))).any()
     assert (folder / "overlay.png").exists() and not (folder / "seg.dcm").exists()
@@ -258,9 +258,9 @@ def test_none_of_the_structures_is_an_answer(script, tmp_path, capsys):
         (row,) = csv.DictReader(file)
     assert {key for key, value in row.items() if value} == {"case", "flags"}
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
-    assert passes.NOTHING in page and "Failed" not in page and ", mL" not in page
+    assert evidence.NOTHING in page and "Failed" not in page and ", mL" not in page
     assert "<table" not in (folder / "view.html").read_text(encoding="utf-8")
-    assert capsys.readouterr().out.count(f"Flag: chest: {passes.NOTHING}") == 1
+    assert capsys.readouterr().out.count(f"Flag: chest: {evidence.NOTHING}") == 1
 
 
 def test_a_reference_is_scored_where_nothing_was_found(script, tmp_path):
@@ -271,7 +271,7 @@ def test_a_reference_is_scored_where_nothing_was_found(script, tmp_path):
     with (tmp_path / "out" / "summary.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["pass"] for row in rows] == ["1"] * 5 + ["2"] * 5
-    assert {(row["outcome"], row["flags"]) for row in rows} == {("missed", passes.NOTHING)}
+    assert {(row["outcome"], row["flags"]) for row in rows} == {("missed", evidence.NOTHING)}
 
 
 def test_missing_and_cut_structures_are_named(script, tmp_path):

@@ -195,9 +195,9 @@ def joined(windows: Sequence[Grid], maps: Sequence[np.ndarray]) -> Volume:
 
 
 def pelvis_box(foreground: Volume, limit_mm: np.ndarray) -> np.ndarray | None:
-    """The box of what a pass found: voxels of P(foreground) > 0.5, the largest component and those of
-    at least 1 cm3 that are within 50 mm of it or beside it with a tenth of its size, as below the
-    crotch the other femur is; grown by 20 mm a side and clipped to the scan.
+    """The box of what a pass found: voxels of P(foreground) > 0.5, the largest component and those
+    of at least 1 cm3 that are within 50 mm of it or beside it with a tenth of its size, as below
+    the crotch the other femur is; grown by 20 mm a side and clipped to the scan.
 
     Args:
         foreground: probabilities (or fractions) on an upright grid.

@@ -32,9 +32,10 @@ class Options:
     """Seed of the cohort."""
     matrix: int = 512
     """Pixels a side of a slice, 32 to 1024."""
-    size: Literal["pelvis", "abdomen", "body", "mixed", "small"] | None = None
+    size: Literal["pelvis", "abdomen", "body", "mixed", "views", "any", "small"] | None = None
     """Length of the scans; by default a quarter show the abdomen, too, and none a whole body;
-    mixed: a sixth show a whole body."""
+    mixed: a sixth show a whole body; views: all show a part, such as one hip, a thigh, a slab, a
+    head or a chest, on at most --matrix pixels a side; any: half are views, half are mixed."""
     anatomy: Path | None = None
     """Folder of real bone surfaces to build the patients around; parametric bones by default."""
     part: Literal["all", "train", "test"] = "all"

@@ -10,6 +10,7 @@ POSITIONS = ("HFS", "HFP", "FFS", "FFP")
 IMPLANTS = ("", "prosthesis", "two prostheses", "sacroiliac screws", "femoral neck screws")
 
 BODY_SHARE = 1 / 6  # of whole bodies in a mixed cohort
+VIEW_SHARE = 1 / 2  # of views in a cohort of any size; the others are mixed
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,9 @@ class Recipe:
     shading_hu: float = 0.0  # of a slow drift across the body, as beam hardening leaves
     # of a whole-body scan, which shows head, shoulders, arms and knees: 'arms up' or 'arms down'
     limbs: str = ""
+    # of a scan of a part (views.py): which, and the share cut off its left, right, front and back
+    view: str = ""
+    crop: tuple[float, ...] = ()
 
     def rng(self, stream: str) -> np.random.Generator:
         """A generator of its own for each use, so that changing one leaves the others alone."""
@@ -104,7 +108,7 @@ def draw_recipe(seed: int, index: int, matrix: int = 512, size: str | None = Non
         matrix: pixels a side of a slice.
         size: 'pelvis' (240 to 350 mm tall), 'abdomen' (430 to 600 mm), 'body' (shoulders, neck or
             crown to thighs, shins or feet), 'small' (coarse slices, for tests) or None for a random
-            one of the first two.
+            one of the first two. 'views' are drawn by views.py on top of such a recipe.
     """
     rng = np.random.default_rng([seed, index, 7])
     tall = rng.random() < 0.25 if size is None else size == "abdomen"
@@ -120,11 +124,12 @@ def draw_recipe(seed: int, index: int, matrix: int = 512, size: str | None = Non
 
 
 def patient_size(seed: int, index: int, size: str | None) -> str | None:
-    """The size of one patient's scan in a cohort of this size, which may be 'mixed'."""
-    if size != "mixed":
+    """The size of one patient's scan in a cohort of this size, which may be 'mixed' or 'any'."""
+    if size not in ("mixed", "any"):
         return size
     rng = np.random.default_rng([seed, index, *b"size"])
-    return "body" if rng.random() < BODY_SHARE else None
+    whole = "body" if rng.random() < BODY_SHARE else None
+    return "views" if size == "any" and rng.random() < VIEW_SHARE else whole
 
 
 def of_size(recipe: Recipe, size: str | None) -> Recipe:

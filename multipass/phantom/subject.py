@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from multipass.geometry.volume import AIR_HU, Volume, floats3
+from multipass.geometry.volume import AIR_HU, Grid, Volume, floats3
 from multipass.phantom.anatomy.atlas import Atlas
 from multipass.phantom.anatomy.individual import PARAMETRIC, draw_individual
 from multipass.phantom.anatomy.pose import Pose
@@ -14,6 +14,7 @@ from multipass.phantom.anatomy.scene import OTHER_BONE_VALUE, Skeleton
 from multipass.phantom.recipe import Recipe, draw_recipe, patient_size
 from multipass.phantom.scanner.acquisition import outside_circle, render, scan_grid
 from multipass.phantom.scanner.tissue import paint_body
+from multipass.phantom.views import draw_view
 
 
 @dataclass(frozen=True)
@@ -51,8 +52,8 @@ def make_subject(
 
     Args:
         matrix: pixels a side of a slice.
-        size: 'pelvis', 'abdomen', 'body', 'small' (for tests, about a second with matrix=64) or
-            None.
+        size: 'pelvis', 'abdomen', 'body', 'views' (matrix is then the largest), 'small' (for
+            tests, about a second with matrix=64) or None.
         recipe: use this one and ignore seed, index, matrix and size.
         atlas: bones from real surfaces rather than parametric ones.
         overrides: fields of `Recipe` to replace, such as position="HFP" or slice_step_mm=1.0.
@@ -61,6 +62,8 @@ def make_subject(
     individual = PARAMETRIC
     if atlas:
         individual, drawn = draw_individual(atlas, drawn, size)
+    if size == "views" and not recipe:
+        drawn = draw_view(drawn, individual)
     drawn = replace(drawn, **overrides)
     pose = Pose(drawn, individual)
     skeleton = Skeleton(pose)
@@ -74,8 +77,19 @@ def make_subject(
     other = label == OTHER_BONE_VALUE
     label[other] = 0
     origin = floats3(np.add(grid.origin_mm, drawn.table_offset_mm).round(3))
-    volume = Volume(hu, replace(grid, origin_mm=origin))
-    return Subject(volume, label, other, drawn.position, drawn)
+    box, grid = _cropped(drawn, replace(grid, origin_mm=origin))
+    return Subject(Volume(hu[box], grid), label[box], other[box], drawn.position, drawn)
+
+
+def _cropped(recipe: Recipe, grid: Grid) -> tuple[tuple[slice, ...], Grid]:
+    """The part of a scan that its recipe keeps, and that part's grid."""
+    if not recipe.crop:
+        return (slice(None),) * 3, grid
+    left, right, front, back = (int(share * recipe.matrix) for share in recipe.crop)
+    start = (right, front, 0)
+    size = (grid.size[0] - left - right, grid.size[1] - front - back, grid.size[2])
+    box = tuple(slice(s, s + n) for s, n in zip(start, size, strict=True))
+    return box, grid.cropped(start, size)
 
 
 def draw_labelled(
@@ -93,7 +107,7 @@ def draw_labelled(
     arguments alone, in any process; an `Atlas` can be handed to worker processes.
 
     Args:
-        size: as for `make_subject`, or 'mixed', of which a sixth are whole bodies.
+        size: as for `make_subject`, or 'mixed' or 'any' as for the cohort's command.
 
     Returns:
         HU, int16 (X, Y, Z) on an upright LPS grid, and uint8 labels: 1 to 5 in the order of

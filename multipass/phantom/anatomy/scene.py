@@ -233,6 +233,10 @@ class Skeleton:
         low, high = grid.min(0) - MARGIN_MM, grid.max(0) + MARGIN_MM
         low[2] = max(low[2], self.recipe.bottom_mm - MARGIN_MM)
         high[2] = min(high[2], self.recipe.top_mm + MARGIN_MM)
+        if self.recipe.view:  # most bones lie beside it
+            half = self.recipe.matrix * self.recipe.pixel_mm / 2 + MARGIN_MM
+            low[:2] = np.maximum(low[:2], np.subtract(self.recipe.centre_mm, half))
+            high[:2] = np.minimum(high[:2], np.add(self.recipe.centre_mm, half))
         return np.array([np.floor(low / self.step), np.ceil(high / self.step)]).astype(int)
 
     def _add(self, name: str, shape: Shape, box: np.ndarray, kind: str = "bone") -> None:

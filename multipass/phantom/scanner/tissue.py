@@ -102,6 +102,8 @@ def _paint_organs(canvas: Canvas) -> None:
     if recipe.limbs:
         top = min(top, BOWEL_BOX[1][2])
         _paint_heart_and_head(canvas)
+    if recipe.view:
+        top = BOWEL_BOX[1][2]
     if recipe.ascites:
         canvas.fill(canvas.cavity, rng.uniform(-5, 25))
     low, high = np.array(BOWEL_BOX)

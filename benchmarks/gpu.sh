@@ -1,18 +1,26 @@
 #!/usr/bin/env bash
 # CUDA in a few minutes, for a GPU that is at hand for a short time on a bare computer.
 #
-#   benchmarks/gpu.sh tests | steps | compiled | drawing | inference    one part
-#   benchmarks/gpu.sh a                                                all of them, 150 s at most
+#   benchmarks/gpu.sh tests | steps | drawing | inference | compiled    one part
+#   benchmarks/gpu.sh a                     all of them, 150 s at most
+#   benchmarks/gpu.sh pack [ANATOMY]        what that computer lacks, into runs/carry
 #
 # Logs and figures go to $OUT (runs/gpu); what is measured there already is not measured again.
-# DEVICE=cpu TINY=1 PATIENCE=10 tries the script where there is no GPU: tiny, ten times as patient. PYTHON is the interpreter (python3).
+#   PYTHON    the interpreter (python3)
+#   CARRY     folder of `pack`, whose packages are to be used
+#   DEVICE=cpu TINY=1 PATIENCE=10    tries the script without a GPU: tiny, ten times as patient
 set -uo pipefail
 cd "$(dirname "$0")/.."
 OUT=${OUT:-$PWD/runs/gpu}
 PYTHON=${PYTHON:-python3}
 PATIENCE=${PATIENCE:-1}
-export PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1
+export PYTHONUNBUFFERED=1
 mkdir -p "$OUT"
+if [ -n "${CARRY:-}" ]; then
+    site=$(mktemp -d)
+    "$PYTHON" -m tarfile -e "$CARRY/site.tar.xz" "$site" > /dev/null
+    export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
+fi
 size=()
 if [ -n "${TINY:-}" ]; then
     size=(--batch-sizes 1 2 --steps 1 --size 32 32 24 --scan 96 96 91)
@@ -21,12 +29,14 @@ if [ -n "${DEVICE:-}" ]; then
     size+=(--device "$DEVICE")
 fi
 
-# part SECONDS NAME COMMAND...: runs it for so long at most; its log is OUT/NAME.log.
+# part SECONDS NAME COMMAND...: runs it for so long at most.
 part() {
-    local seconds=$1 name=$2 start=$SECONDS
+    local seconds=$1 name=$2 start=$SECONDS code
     shift 2
-    timeout -k 5 $((seconds * PATIENCE)) "$@" > "$OUT/$name.log" 2>&1
-    printf '%s: exit %s, %s s\n' "$name" $? $((SECONDS - start)) >> "$OUT/parts.txt"
+    printf '\n==== %s\n' "$name" >> "$OUT/log.txt"
+    timeout -k 5 $((seconds * PATIENCE)) "$@" >> "$OUT/log.txt" 2>&1
+    code=$?
+    printf '%s: exit %s after %s s\n' "$name" "$code" $((SECONDS - start)) >> "$OUT/parts.txt"
 }
 
 measure() {
@@ -58,22 +68,77 @@ compiled() {
     measure 75 compiled
 }
 
-table() {
-    printf '\n== parts\n'
-    cat "$OUT/parts.txt"
-    printf '== tests\n'
-    grep -aE 'passed|failed|skipped|differ between|losses undisturbed|^(FAILED|ERROR|SKIPPED|E  )' \
-        "$OUT/tests.log" 2> /dev/null
-    printf '== measured\n'
-    for name in steps compiled drawing inference; do
-        tail -n 12 "$OUT/$name.log" 2> /dev/null
+# Without SimpleITK, which is too large: nothing that runs here reads or writes an image file.
+pack() {
+    local work carry=runs/carry
+    work=$(mktemp -d)
+    mkdir -p "$carry" "$work/site"
+    grep -hE '^(monai|pydicom|tyro|libigl)==' requirements.txt requirements-anatomy.txt \
+        > "$work/names"
+    printf 'docstring-parser\ntypeguard\n' >> "$work/names"
+    "$PYTHON" -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 \
+        --platform manylinux_2_28_x86_64 --platform manylinux_2_27_x86_64 \
+        --dest "$work" --requirement "$work/names" || return 1
+    for wheel in "$work"/*.whl; do
+        "$PYTHON" -m zipfile -e "$wheel" "$work/site"
     done
-    if [ -f "$OUT/profile.txt" ]; then
-        printf '== kernels: profile.txt\n'
+    rm -rf "$work"/site/{include,lib64,share}
+    cat > "$work/site/SimpleITK.py" << 'END'
+"""Stands where SimpleITK is absent: it can be imported, and any use says so."""
+
+
+def __getattr__(name: str):
+    raise AttributeError(f"SimpleITK.{name}: SimpleITK is not here")
+END
+    tar c -C "$work/site" . | xz -9e > "$carry/site.tar.xz"
+    if [ -n "${1:-}" ]; then
+        slim "$1" "$work/anatomy" && tar c -C "$work/anatomy" . | xz -9e > "$carry/anatomy.tar.xz"
     fi
+    rm -rf "$work"
+    ls -l "$carry"
+}
+
+# Surfaces without normals; the label maps' femurs as surfaces, too.
+slim() {
+    PYTHONPATH=. "$PYTHON" - "$1" "$2" << 'END'
+import sys
+from pathlib import Path
+
+import igl
+
+from multipass.phantom.anatomy import femurs
+from multipass.phantom.anatomy.surface import read_surface
+
+source, target = map(Path, sys.argv[1:])
+
+
+def write(path, surface):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    igl.write_triangle_mesh(str(path), *surface, igl.FileEncoding.Binary)
+
+
+for path in sorted(source.rglob("*.ply")):
+    write(target / path.relative_to(source), read_surface(path))
+for path in sorted(source.glob("labelmaps/*_structures.nii.gz")):
+    person = path.name.removesuffix("_structures.nii.gz")
+    for side, *surface in femurs._in_label_map(path):
+        write(target / "femur" / f"{person}_{side}_femur.ply", surface)
+END
+}
+
+table() {
+    printf '\n'
+    cat "$OUT/parts.txt"
+    grep -aE '[0-9] (passed|failed|skipped)|differ between|losses undisturbed|^(FAILED|SKIPPED|E  )' \
+        "$OUT/log.txt"
+    grep -aE '^(step|drawing|scan) |^gpu.py: |: failed, ' "$OUT/log.txt"
 }
 
 case ${1:-} in
+    pack)
+        pack "${@:2}"
+        exit
+        ;;
     tests | steps | compiled | drawing | inference) "$1" ;;
     a)
         limit=$((SECONDS + 150 * PATIENCE))

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from pydicom.sr.codedict import codes
 
 from multipass.structures import (
+    CATEGORY,
     OTHER_BONE,
     PELVIS,
+    SIDES,
     Structure,
     by_codes,
     identify,
@@ -33,6 +36,26 @@ HIP = ("SCT", "29836001", "Hip")
 def test_side_comes_from_modifier_then_code_then_label(modifiers, meaning, label, side):
     structure = identify("SCT", "29836001", meaning, modifiers, label)
     assert structure == PELVIS[0 if side == "left" else 1]
+
+
+def test_codes_are_those_of_the_standard():
+    """PS3.16, as pydicom holds it; the category is what dcmqi and TotalSegmentator write."""
+    assert {"left": codes.cid244.Left, "right": codes.cid244.Right} == SIDES
+    kinds = [codes.SCT.Hip, codes.SCT.Hip, codes.SCT.Sacrum, codes.SCT.Femur, codes.SCT.Femur]
+    assert [(s.scheme, s.value) for s in PELVIS] == [(k.scheme_designator, k.value) for k in kinds]
+    assert (CATEGORY.scheme_designator, CATEGORY.value) == ("SCT", "123037004")
+    for structure in PELVIS:
+        written = to_attributes(structure, 1)
+        category = written["SegmentedPropertyCategoryCodeSequence"]
+        assert category["CodeValue"] == CATEGORY.value
+        side = written.get("SegmentedPropertyTypeModifierCodeSequence", {}).get("CodeValue")
+        assert side == (SIDES[structure.side].value if structure.side else None)
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_side_s_code_needs_no_words(side):
+    value = {"left": "7771000", "right": "24028007"}[side]
+    assert identify(*HIP, [value, ""], "").side == side
 
 
 def test_a_hip_without_side_is_refused():

@@ -33,10 +33,10 @@ from multipass.model.network import FILTERS, MultiPassUNet
 from multipass.model.passes import precision, run
 from multipass.structures import read_rules
 from multipass.terminal import is_out_of_memory, one_sentence, settle_streams
-from multipass.training.batches import Batch, Batches, as_it_is
+from multipass.training.batches import Batch, Batches, Validation
 from multipass.training.beforehand import check_annotations, check_options
 from multipass.training.final_scores import final_scores
-from multipass.training.loss import hard_dice, soft_loss
+from multipass.training.loss import hard_dice, soft_loss, without_extra
 from multipass.training.optimizer import Muon
 from multipass.training.processes import (
     average_gradients,
@@ -99,10 +99,10 @@ class Options:
     """decay of the weight average, which is what is validated and saved"""
     filters: tuple[int, int, int, int] = FILTERS
     """channels of the network's levels"""
-    passes: int = 2
+    passes: int = 3
     """how often the network looks at a scan"""
     window: Literal["pelvis", "scan"] = "pelvis"
-    """what the passes after the first see"""
+    """what the passes after the first see: the pelvis, then parts of it; or the whole scan again"""
     folds: int = 5
     """1/folds of the patients validate"""
     fold: int = 0
@@ -119,9 +119,10 @@ class Options:
 
     @property
     def windows(self) -> tuple[str, ...]:
-        """What the passes see: the last window stays for all further passes."""
-        closer = self.window == "pelvis" and self.passes > 1
-        return ("scan", "pelvis") if closer else ("scan",)
+        """What each pass sees."""
+        if self.window == "scan":
+            return ("scan",) * self.passes
+        return ("scan", "pelvis", *["parts"] * (self.passes - 2))[: self.passes]
 
 
 def main(options: Options) -> int:
@@ -163,15 +164,16 @@ def train(options: Options, device: torch.device) -> int:
         f"structures: {', '.join(s.name for s in cohort.structures)}."
     )
     amp = precision(device)
+    validation = Validation(cohort, options.windows, device)
     if options.init and state.epoch == 0:
-        scores = validate(state, cohort, val_ids, options.windows, options.passes, amp)
+        scores = validate(state, validation, val_ids, amp)
         before = float(np.nanmean(scores[:, -1]))
         say(f"Validation Dice before training {before:.4f}.")
         if log:
             keep(state, before, cohort, options, origin)
     while state.epoch < options.epochs and not out_of_time(state, options):
         loss, dice = train_epoch(state, batches, options, amp)
-        scores = validate(state, cohort, val_ids, options.windows, options.passes, amp)
+        scores = validate(state, validation, val_ids, amp)
         record(state, loss, dice, scores, cohort)
         # In the coarse part validation, on whole windows, stands still while the network learns.
         if options.schedule == "plateau" and progress(state, 0, options) > (options.coarse or 0):
@@ -180,7 +182,7 @@ def train(options: Options, device: torch.device) -> int:
             better = keep(state, state.history[-1]["dice"], cohort, options, origin)
             log.write(state.history, cohort.structures)
             if better:
-                batch = as_it_is(cohort, val_ids[0], options.windows, device)[-1]
+                batch = validation.batches(val_ids[0])[-1]
                 log.show(state.average.network, batch, options.passes, cohort.structures, amp)
     if log and state.best < 0:
         raise ValueError("no validation patient has an annotated structure: no model to choose.")
@@ -212,7 +214,8 @@ def begin(
 
     A resumed run keeps its name: `origin` gets it.
     """
-    network = MultiPassUNet(1 + len(cohort.structures), options.filters).to(device)
+    classes, extra = 1 + len(cohort.structures), len(cohort.extra)
+    network = MultiPassUNet(classes, options.filters, options.passes, extra).to(device)
     if options.init:
         new = start_from(network, cohort.structures, options.init)
         say(f"Weights of {options.init}; new structures: {', '.join(new) or 'none'}.")
@@ -263,12 +266,14 @@ def learn(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """All passes over one batch; returns their mean loss and the last one's Dice."""
     summed = torch.zeros((), device=batch.known.device)
-    for k, logits in enumerate(run(state.network, batch.views, passes, amp, batch.disturb)):
+    for k, logits in enumerate(run(state.network, batch.views, passes, amp, batch.hand_on)):
         loss = soft_loss(logits, batch.target(k), batch.known)
         descend(state, loss)
         summed += loss.detach() / passes
     state.average.update(state.network)
-    dice = hard_dice(logits, batch.target(k), batch.known).nanmean()
+    found, classes = state.network.merged(logits), state.network.classes
+    target, known = without_extra(batch.target(k), classes), batch.known[:, : classes - 1]
+    dice = hard_dice(found, target, known).nanmean()
     return summed, dice.to(summed)
 
 
@@ -336,7 +341,7 @@ def keep(state: State, dice: float, cohort: Cohort, options: Options, origin: di
         network=state.average.network,
         structures=cohort.structures,
         hu_range=HU_RANGE,
-        windows=options.windows + options.windows[-1:] * (options.passes - len(options.windows)),
+        windows=options.windows,
         info={"dice": dice, "trained_on": origin["trained_on"]},
     )
     content = checkpoint.as_dict(model)

@@ -9,28 +9,26 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from multipass.data.levels import WHOLE_SHARE, Level
 from multipass.data.patient_files import (
     DATASET_NAME,
     joined_files,
     read_dataset,
     read_patient,
     recorded_files,
-    window_of,
 )
 from multipass.files import sha256_of
-from multipass.geometry.windows import unguarded
-from multipass.structures import Key, Structure, has_both_sides, ordered
+from multipass.structures import OTHER_BONE, Key, Structure, has_both_sides, ordered
 
 # A larger complete_dataset.pkl is left alone and the patient files beside it are streamed.
 MAX_IN_MEMORY_BYTES = 1 << 30
-ELSEWHERE = 0.5  # of the samples of a tall scan show another stretch of it than the pelvis
-POINTS = 1500  # voxels of bone, evenly through their list, that say where they are
+POINTS = 4000  # voxels of bone, evenly through their list, that say where they are
 
 
 @dataclass(frozen=True)
@@ -38,20 +36,18 @@ class Sample:
     """One patient in the cohort's channels.
 
     Attributes:
-        scan, crop: (1 + K, X, Y, Z) float32, image and fractions of a scan window and of the
-            guarded pelvis box, whose parts make it finer in z.
-        scan_box, crop_box, pelvis_box: (2, 3) edges in mm; pelvis_box is crop_box less its guard.
-        known: (K,) False where the structure is absent from the patient's annotation.
-        points_mm: (P, 3) places of bone.
+        levels: finest first.
+        rows: for each channel 1 + the row of the patient's structures, 0 where it has none.
+        known: (C,) False where the structure is absent from the patient's annotation.
+        body_mm: (2, 3) edges of the body's box.
+        points_mm: (P, 3) places of bone of the cohort's structures.
     """
 
     patient_id: str
-    scan: torch.Tensor
-    crop: torch.Tensor
-    scan_box: np.ndarray
-    crop_box: np.ndarray
-    pelvis_box: np.ndarray
-    known: torch.Tensor
+    levels: list[Level]
+    rows: list[int]
+    known: np.ndarray
+    body_mm: np.ndarray
     points_mm: np.ndarray
 
 
@@ -59,6 +55,8 @@ class Cohort:
     """Patients by id, in sorted order, and the structures that any of them has.
 
     Attributes:
+        structures: what a network finds.
+        extra: bone of no structure, where a patient has it annotated: known in training alone.
         shown: the keys of the structures that lie in each patient, by patient id.
         left_out: patient files of the folder that its record does not name.
     """
@@ -92,7 +90,9 @@ class Cohort:
         self.ids = sorted(self._held or self._files)
         if not self.ids:
             raise ValueError(f"{path}: no patients in it. Run `python processing.py` first.")
-        self.structures = ordered(present)
+        annotated = ordered(present)
+        self.structures = [s for s in annotated if s.key != OTHER_BONE.key]
+        self.extra = [s for s in annotated if s.key == OTHER_BONE.key]
         if not self.structures:
             raise ValueError(f"{path}: no patient has an annotated structure.")
 
@@ -100,6 +100,11 @@ class Cohort:
         if self._held:
             return self._held[patient_id]
         return read_patient(self._files[patient_id])
+
+    @property
+    def channels(self) -> list[Structure]:
+        """What a sample's targets hold: the structures, then what is known in training alone."""
+        return self.structures + self.extra
 
     def sha256(self) -> str:
         """Hash of what training reads."""
@@ -132,33 +137,19 @@ class Cohort:
         validation = sorted(by_hash[first:last])
         return [i for i in self.ids if i not in validation], validation
 
-    def sample(
-        self, patient_id: str, device: torch.device, state: np.random.RandomState | None = None
-    ) -> Sample:
-        """Reads one patient onto the training device.
-
-        Args:
-            state: draws a scan window, where the patient has several; else the one over the pelvis.
-        """
+    def sample(self, patient_id: str) -> Sample:
         patient = self.patient(patient_id)
-        scan, elsewhere = patient["scan"], patient.get("elsewhere")
-        if elsewhere and state is not None and state.rand() < ELSEWHERE:
-            scan = elsewhere[state.randint(len(elsewhere))]
         rows = patient["structures"]
-        index = {tuple(r["code"]): i for i, r in enumerate(rows) if r["status"] != "absent"}
-        order = [index.get(structure.key, -1) for structure in self.structures]
-        scan_box, crop_box = window_of(scan).box_mm(), window_of(patient).box_mm()
+        index = {tuple(r["code"]): i for i, r in enumerate(rows, 1) if r["status"] != "absent"}
+        of_channels = [index.get(structure.key, 0) for structure in self.channels]
+        levels = [Level.from_dict(row) for row in patient["levels"]]
         return Sample(
             patient_id=patient_id,
-            scan=_channels(scan, order, device),
-            crop=torch.cat(
-                [_channels(v, order, device) for v in patient.get("parts") or [patient]], -1
-            ),
-            scan_box=scan_box,
-            crop_box=crop_box,
-            pelvis_box=unguarded(crop_box),
-            known=torch.tensor([i >= 0 for i in order], device=device),
-            points_mm=_bone_points(patient),
+            levels=levels,
+            rows=of_channels,
+            known=np.array([row > 0 for row in of_channels]),
+            body_mm=np.asarray(patient["body_mm"], float),
+            points_mm=_bone_points(levels[-1], of_channels[: len(self.structures)]),
         )
 
 
@@ -183,15 +174,12 @@ def _shown(patient: dict) -> set[Key]:
     return {Structure.from_dict(row).key for row in rows}
 
 
-def _channels(view: dict, order: list[int], device: torch.device) -> torch.Tensor:
-    image = torch.as_tensor(view["image"]).to(device, torch.float32)
-    fractions = torch.as_tensor(view["fractions"]).to(device, torch.float32).div_(255)
-    blank = torch.zeros_like(image)
-    return torch.stack([image] + [fractions[i] if i >= 0 else blank for i in order])
-
-
-def _bone_points(patient: dict) -> np.ndarray:
-    window = window_of(patient)
-    inside = np.argwhere(patient["label"])
+def _bone_points(level: Level, rows: Sequence[int]) -> np.ndarray:
+    """Centres of a level's voxels that hold most of one of these rows' structures."""
+    label, share = level.shares()[0]
+    bone = np.isin(label, [row for row in rows if row])
+    if share is not None:
+        bone &= share > WHOLE_SHARE // 2
+    inside = np.argwhere(bone)
     inside = inside[:: max(1, len(inside) // POINTS)]
-    return np.asarray(window.origin_mm) + inside * np.asarray(window.spacing_mm)
+    return np.asarray(level.grid.origin_mm) + inside * np.asarray(level.grid.spacing_mm)

@@ -59,18 +59,18 @@ def unpacked(stored: dict[str, Any], box: Box | None = None) -> np.ndarray:
         ValueError: a block is damaged or does not hold what its place needs.
     """
     shape, dtype = ints3(stored["shape"]), np.dtype(stored["dtype"])
-    box = box or tuple(slice(0, n) for n in shape)
-    out = np.empty([s.stop - s.start for s in box], dtype)
+    read = box or tuple(slice(0, n) for n in shape)
+    out = np.empty([s.stop - s.start for s in read], dtype)
     for block, data in zip(_blocks(shape), stored["blocks"], strict=True):
-        low = [max(b.start, s.start) for b, s in zip(block, box, strict=True)]
-        high = [min(b.stop, s.stop) for b, s in zip(block, box, strict=True)]
+        low = [max(b.start, s.start) for b, s in zip(block, read, strict=True)]
+        high = [min(b.stop, s.stop) for b, s in zip(block, read, strict=True)]
         if any(a >= b for a, b in zip(low, high, strict=True)):
             continue
         size = [s.stop - s.start for s in block]
         values = _block(data, dtype, size)
         inner, outer = (
             tuple(slice(a - s.start, b - s.start) for a, b, s in zip(low, high, of, strict=True))
-            for of in (block, box)
+            for of in (block, read)
         )
         out[outer] = values[inner]
     return out
@@ -115,6 +115,10 @@ class Level:
     grid: Grid
     image: dict[str, Any]
     parts: tuple[tuple[dict[str, Any], dict[str, Any] | None], ...]
+
+    def steps(self, box: Box | None = None) -> np.ndarray:
+        """int16 steps of 4 HU above -250."""
+        return unpacked(self.image, box).view(np.int16)
 
     def hounsfield(self, box: Box | None = None) -> np.ndarray:
         """float32 HU."""

@@ -3,15 +3,14 @@
 A patient file is a pickled plain dict, `complete_dataset.pkl` holds all of them:
 
     format, patient_id, structures, source
-    image, label, fractions, window     of the pelvis box and a guard around it
-    scan     {image, label, fractions, window}: of the whole scan
-    parts    [the same, ...]: where that box is too tall for one of the later passes' windows, it in
-             finer slices, cut into volumes that lie end to end, foot to head; else []
-    elsewhere [the same, ...]: of the scan's other windows, where it is too tall for one; else []
+    image, label, fractions, window     of the pelvis box
+    scan     {image, label, fractions, window}: of the body's box, where most of the bones are
+    body_mm  [[x, y, z], [x, y, z]]: the lower and the upper corner of the body's box
+    levels   the scan at several resolutions, see `multipass.data.levels`
 
 image: float16 (128, 128, 72) in [0, 1]; label: uint8; fractions: uint8 (K, 128, 128, 72), of 255;
-window: origin_mm, spacing_mm. Files without 'parts' or 'elsewhere', as older versions wrote them,
-are read, too.
+window: origin_mm, spacing_mm. These volumes are for people and other programs; training draws its
+windows from the levels.
 
 Neither is read with `pickle.load`, which would run code that a file names: see `safe_pickle`.
 """
@@ -26,13 +25,14 @@ from typing import Any
 
 import numpy as np
 
+from multipass.data.levels import SPACINGS_MM, Level
 from multipass.data.safe_pickle import read_pickle
 from multipass.files import replacing
 from multipass.geometry.volume import Grid, floats3
 from multipass.geometry.windows import GRID_SIZE
 from multipass.structures import Structure, ordered
 
-FORMAT = 1
+FORMAT = 2
 DATASET_NAME = "complete_dataset.pkl"
 STATUSES = ("complete", "cut", "empty", "absent")
 
@@ -153,16 +153,17 @@ def read_patient(path: Path) -> dict:
 
 
 def check_patient(patient: dict) -> None:
-    """Raise unless `patient` has the shapes, dtypes and statuses of format 1."""
-    if not isinstance(patient, dict) or patient.get("format") != FORMAT:
+    """Raise unless `patient` has the shapes, dtypes and statuses of format 2."""
+    if not isinstance(patient, dict) or patient.get("format") not in (1, FORMAT):
         raise ValueError(f"it does not say 'format': {FORMAT}")
+    if patient["format"] != FORMAT:
+        raise ValueError("of an older format: run processing.py again")
     rows = patient["structures"]
     for row in rows:
         Structure.from_dict(row)
         if row["status"] not in STATUSES:
             raise ValueError(f"structure status {row['status']!r}")
-    others = patient.get("parts", []) + patient.get("elsewhere", [])
-    for view in (patient, patient["scan"], *others):
+    for view in (patient, patient["scan"]):
         wanted = {
             "image": (np.float16, GRID_SIZE),
             "label": (np.uint8, GRID_SIZE),
@@ -175,10 +176,30 @@ def check_patient(patient: dict) -> None:
         origin = np.asarray(view["window"]["origin_mm"], float)
         if spacing.shape != (3,) or origin.shape != (3,) or not (spacing > 0).all():
             raise ValueError("its window has no valid origin and spacing")
+    body = np.asarray(patient["body_mm"], float)
+    if body.shape != (2, 3) or not (body[1] > body[0]).all():
+        raise ValueError("'body_mm' is no box")
+    _check_levels(patient["levels"])
+
+
+def _check_levels(rows: list) -> None:
+    if [row["name"] for row in rows] != list(SPACINGS_MM):
+        raise ValueError(f"its levels are not {', '.join(SPACINGS_MM)}")
+    for row in rows:
+        level = Level.from_dict(row)
+        arrays = [(level.image, "<u2")]
+        arrays += [(array, "|u1") for pair in level.parts for array in pair if array is not None]
+        for array, dtype in arrays:
+            if tuple(array["shape"]) != level.grid.size or array["dtype"] != dtype:
+                raise ValueError(f"its level {level.name} holds {array['dtype']} {array['shape']}")
+            if not all(isinstance(block, bytes) for block in array["blocks"]):
+                raise ValueError(f"its level {level.name} is not packed in blocks")
+        if not (np.asarray(level.grid.spacing_mm) > 0).all():
+            raise ValueError(f"its level {level.name} has no valid spacing")
 
 
 def window_of(view: dict) -> Grid:
-    """The window of a patient (its pelvis crop), of patient['scan'] or of one of its parts."""
+    """The window of a patient (over its pelvis) or of patient['scan']."""
     return Grid(
         GRID_SIZE,
         floats3(view["window"]["spacing_mm"]),

@@ -3,32 +3,35 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from multipass.data.levels import make_levels
 from multipass.data.patient_files import FORMAT
 from multipass.dicom.choice import choose
 from multipass.dicom.ct import CT, read_ct
 from multipass.dicom.seg_reader import Reference, marked_cut, read_reference
 from multipass.dicom.series import Found, SegHeader, Series, find
-from multipass.geometry.volume import Grid, Volume, unseen_columns, upright
+from multipass.geometry.volume import Grid, Volume, ints3, unseen_columns, upright
 from multipass.geometry.windows import (
     body_box,
-    close_windows,
-    guarded,
-    in_parts,
     joined,
     pelvis_box,
     scan_windows,
     window_image,
     window_over,
 )
-from multipass.structures import Structure, by_codes
+from multipass.structures import OTHER_BONE, Structure, by_codes
 
 # Of a CTPEL patient; landmarks are ignored.
 CT_FOLDER, SEG_FOLDER, LANDMARK_FOLDER = "im_1", "im_3", "im_2"
+
+# A scan of another part of the body has a near level of its middle.
+NEAR_WITHOUT_BONES_MM = 200.0
 
 Rules = Callable[[dict], Sequence[Structure]]
 
@@ -67,21 +70,37 @@ def prepare_patient(
     volume = upright(ct.volume)
     reference = read_reference(headers, volume.grid, rules, ct if ct.is_tilted else None)
     reference = marked_cut(reference, unseen_columns(volume))
-    scan, elsewhere, pelvis = _windows(volume, reference)
-    patient = {
-        "format": FORMAT,
-        "patient_id": patient_name(folder),
-        "structures": [{**s.structure.to_dict(), "status": s.status} for s in reference.segments],
-        **_view(volume, reference, window_over(guarded(pelvis))),
-        "parts": [_view(volume, reference, part) for part in _parts(pelvis)],
-        "scan": _view(volume, reference, scan),
-        "elsewhere": [_view(volume, reference, window) for window in elsewhere],
-        "source": _source(folder, root, series, headers, ct),
-    }
+    source = _source(folder, root, series, headers, ct)
+    patient = as_patient(patient_name(folder), volume, reference, source)
     left_out = [f"{other}: {reason}" for other, reason in others]
     notes += found.unread_beside(series)
     notes += [*ct.notes, *reference.notes, *(f"left out {text}" for text in left_out)]
     return patient, _facts(series, ct.volume.grid, reference, notes)
+
+
+def as_patient(
+    patient_id: str, volume: Volume, reference: Reference, source: Mapping[str, Any]
+) -> dict:
+    """The patient file's dict.
+
+    Args:
+        volume: upright, HU.
+        reference: on its grid.
+        source: where the patient came from, see `_source`.
+    """
+    body = body_box(volume)
+    scan, pelvis = _windows(volume, body, reference)
+    levels = make_levels(volume, reference.fractions, _bones_box(reference, volume.grid))
+    return {
+        "format": FORMAT,
+        "patient_id": patient_id,
+        "structures": [{**s.structure.to_dict(), "status": s.status} for s in reference.segments],
+        **_view(volume, reference, window_over(pelvis)),
+        "scan": _view(volume, reference, scan),
+        "body_mm": body.tolist(),
+        "levels": [level.to_dict() for level in levels],
+        "source": dict(source),
+    }
 
 
 def find_images(folder: Path) -> Found:
@@ -118,24 +137,36 @@ def _fitting(
     return fitting, notes
 
 
-def _windows(volume: Volume, reference: Reference) -> tuple[Grid, list[Grid], np.ndarray]:
-    """The scan window that holds most of the reference, the others where the scan is taller than
-    one, and the pelvis box of the reference."""
-    windows = scan_windows(body_box(volume))
+def _windows(volume: Volume, body_mm: np.ndarray, reference: Reference) -> tuple[Grid, np.ndarray]:
+    """The scan window that holds most of the bones, and the pelvis box of the reference."""
+    windows = scan_windows(body_mm)
     foregrounds = [
-        reference.fractions(window).sum(axis=0, dtype=np.float32) / 255 for window in windows
+        _bones(reference).fractions(window).sum(axis=0, dtype=np.float32) / 255
+        for window in windows
     ]
     fullest = max(range(len(windows)), key=lambda k: foregrounds[k].sum())
     box = pelvis_box(joined(windows, foregrounds), volume.grid.box_mm())
-    main = windows.pop(fullest)
-    return main, windows, box if box is not None else main.box_mm()
+    return windows[fullest], windows[fullest].box_mm() if box is None else box
 
 
-def _parts(pelvis_mm: np.ndarray) -> list[Grid]:
-    """The guarded pelvis box in parts as fine as the windows that the later passes look through;
-    none where it is as fine already."""
-    count = len(close_windows(pelvis_mm))
-    return in_parts(guarded(pelvis_mm), count) if count > 1 else []
+def _bones(reference: Reference) -> Reference:
+    """The reference without bone that belongs to no structure."""
+    kept = tuple(s for s in reference.segments if s.structure.key != OTHER_BONE.key)
+    return replace(reference, segments=kept)
+
+
+def _bones_box(reference: Reference, scan: Grid) -> np.ndarray:
+    """(2, 3) mm: the box of all bones of structures; the scan's middle where there are none."""
+    boxes = [
+        reference.grid.cropped(s.start, ints3(s.mask.shape)).box_mm()
+        for s in _bones(reference).segments
+        if s.mask.size
+    ]
+    if not boxes:
+        low, high = scan.box_mm()
+        half = np.minimum(high - low, NEAR_WITHOUT_BONES_MM) / 2
+        return np.stack([(low + high) / 2 - half, (low + high) / 2 + half])
+    return np.stack([np.min([b[0] for b in boxes], 0), np.max([b[1] for b in boxes], 0)])
 
 
 def _view(volume: Volume, reference: Reference, window: Grid) -> dict:

@@ -13,8 +13,8 @@ import numpy as np
 from multipass.data import patient_files
 from multipass.data.case import Case
 from multipass.data.images import distinct_whole, read_image
+from multipass.data.levels import KEPT_HU, Level
 from multipass.dicom import ct, hounsfield, series
-from multipass.geometry import windows
 from multipass.geometry.lattices import nearest_grid, shear_degrees
 from multipass.geometry.volume import (
     AIR_HU,
@@ -29,8 +29,9 @@ from multipass.geometry.volume import (
 )
 
 SLAB = 16
-# Below -300 HU, so that the body is told from air, and 0 in the image's range like the original.
+# Below -300 HU, so that the body is told from air; the levels keep nothing below -250.
 PATIENT_FILE_AIR_HU = -1000.0
+NOT_HELD = -9999.0
 # TotalSegmentator has 117 structures; a CT has thousands of values, an 8-bit picture up to 256.
 MOST_LABELS = 128
 
@@ -122,8 +123,8 @@ def _hounsfield(array: np.ndarray, path: Path) -> tuple[np.ndarray, list[str]]:
 
 
 def _scan_of_patient(patient: dict) -> Scan:
-    """The scan as far as a patient file holds it, on the grid it was made from: the scan windows
-    with the finer pelvis crop or its parts in their place, and air around them."""
+    """The scan as far as a patient file holds it, on the grid it was made from: the whole scan at
+    the finest level that has it, with the finer one around the bones in its place."""
     source = patient["source"]
     grid = Grid(
         ints3(source["size"]),
@@ -133,15 +134,14 @@ def _scan_of_patient(patient: dict) -> Scan:
     )
     target = upright_grid(grid)
     array = np.empty(target.size, np.int16)
-    held = [*patient.get("elsewhere", []), patient["scan"], *(patient.get("parts") or [patient])]
-    views = [Volume(view["image"], patient_files.window_of(view)) for view in held]
-    low, high = windows.HU_RANGE
+    near, half = (Level.from_dict(row) for row in patient["levels"][:2])
+    whole, finer = (Volume(level.hounsfield(), level.grid) for level in (half, near))
     for k in range(0, target.size[2], SLAB):
         depth = min(SLAB, target.size[2] - k)
         slab = target.cropped((0, 0, k), (*target.size[:2], depth))
-        image, *finer = (resample(view, slab, outside=-1.0) for view in views)
-        for seen in finer:
-            image = np.where(seen >= 0, seen, image)
-        hounsfield = np.where(image > 0, image * (high - low) + low, PATIENT_FILE_AIR_HU)
+        hounsfield = resample(whole, slab, outside=float(KEPT_HU[0]))
+        seen = resample(finer, slab, outside=NOT_HELD)
+        hounsfield = np.where(seen > NOT_HELD, seen, hounsfield)
+        hounsfield[hounsfield <= KEPT_HU[0]] = PATIENT_FILE_AIR_HU
         array[:, :, k : k + depth] = np.rint(hounsfield)
-    return Scan(grid, Volume(array, target), notes=("read from a patient file's windows",))
+    return Scan(grid, Volume(array, target), notes=("read from a patient file's levels",))

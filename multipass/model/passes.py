@@ -31,7 +31,8 @@ OUTSIDE_ML = 5.0
 # Windows over the box of what the pass before found.
 LAID = {"pelvis": close_windows, "parts": part_windows}
 
-Disturb = Callable[[torch.Tensor], torch.Tensor]
+# From a pass's index and what it found in its window to what the next pass is told.
+HandOn = Callable[[int, torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def run(
     views: Sequence[View],
     passes: int,
     amp: torch.autocast,
-    disturb: Disturb | None = None,
+    hand_on: HandOn | None = None,
 ) -> Iterator[torch.Tensor]:
     """Runs passes over windows that are known beforehand, and yields each pass's logits.
 
@@ -75,7 +76,7 @@ def run(
     gradient, so that each pass's loss can go backward before the next pass starts.
 
     Args:
-        disturb: applied to each context (training).
+        hand_on: makes each context (training); what was found without one.
     """
     context = blank(network, views[0].image)
     for index in range(passes):
@@ -85,9 +86,7 @@ def run(
         yield logits
         if index + 1 < passes:
             maps = torch.softmax(network.merged(logits.detach()).float(), 1)
-            context = between(maps, view.box, following.box)
-            if disturb is not None:
-                context = disturb(context)
+            context = between(hand_on(index, maps) if hand_on else maps, view.box, following.box)
 
 
 def blank(network: MultiPassUNet, image: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Augmentation: one deformation of patient space per sample, through which both windows look.
+"""Augmentation: one deformation of patient space per sample, through which all windows look.
 
 The network sees windows of a *deformed* patient. Window boxes lie in that deformed space; a cubic
 B-spline maps its points to those of the stored scan. The spline's control points hold the affine
@@ -16,12 +16,18 @@ import torch.nn.functional as F
 from monai.transforms import Randomizable
 
 from multipass.data.cohort import Sample
-from multipass.geometry.windows import GRID_SIZE, close_windows
+from multipass.data.levels import index_box, level_for
+from multipass.geometry.volume import Grid, ints3
+from multipass.geometry.windows import MAX_SCAN_WINDOW_MM, close_windows, part_windows
+from multipass.training.field_of_view import FieldOfView, RandFieldOfView
+from multipass.training.shelf import Shelf
 
 CONTROL = 9  # control points an axis: 60 mm apart over a body 360 mm wide
 MARGIN_MM = 20.0  # around the bones, as in windows.pelvis_box
-FEW_POINTS = 8  # fewer foreground points in view: no pelvis there to look closer at
+FEW_POINTS = 6  # fewer foreground points in view: no pelvis there to look closer at
 SLABS = 8  # torch samples a 3D grid on one thread per batch item, so a window goes as 8
+COARSE_STEPS = 5  # an axis: where a window's box lies in the stored scan
+BEYOND_VOXELS = 3  # read around a window, for the bends between those steps
 
 
 @dataclass(frozen=True)
@@ -38,37 +44,36 @@ class Space:
     shear: float = 0.05
     elastic_mm: float = 8.0
     mirror: float = 0.5
-    cut: float = 0.15
     shift_mm: float = 10.0
     scan_scale: tuple[float, float] = (0.95, 1.1)
     box_scale: tuple[float, float] = (0.9, 1.15)
 
     def scaled(self, strength: float) -> Space:
         """Deformations of another strength; boxes stay as imperfect as they will be found."""
-        keys = ("rotation_deg", "turned", "scale", "shear", "elastic_mm", "cut")
+        keys = ("rotation_deg", "turned", "scale", "shear", "elastic_mm")
         return replace(self, **{key: strength * getattr(self, key) for key in keys})
 
 
 @dataclass(frozen=True)
 class Placement:
-    """A deformation and the two windows of the deformed patient.
+    """A deformation and the windows of the deformed patient.
 
     Attributes:
         control_mm: (n, n, n, 3) where in the stored scan each control point lies.
         domain: (2, 3) box of deformed space that the spline covers.
-        scan_box, close_box: (2, 3), lower and upper edges in mm; close_box is of one of the windows
-            over the pelvis.
+        boxes: by window, (2, 3) lower and upper edges in mm: the scan, one of the windows over the
+            pelvis, one of its parts.
+        seen: what the scan shows of the deformed patient.
+        scale: of lengths, from the deformed patient to the stored one.
         mirrored: left and right are exchanged.
     """
 
     control_mm: np.ndarray
     domain: np.ndarray
-    scan_box: np.ndarray
-    close_box: np.ndarray
+    boxes: dict[str, np.ndarray]
+    seen: FieldOfView
+    scale: float
     mirrored: bool
-
-    def box(self, window: str) -> np.ndarray:
-        return {"scan": self.scan_box, "pelvis": self.close_box}[window]
 
 
 def control_positions(domain: np.ndarray) -> np.ndarray:
@@ -78,24 +83,27 @@ def control_positions(domain: np.ndarray) -> np.ndarray:
     return np.stack(np.meshgrid(*axes, indexing="ij"), axis=-1)
 
 
-def undeformed(sample: Sample) -> list[Placement]:
-    """The windows that inference would use if it found the reference, a placement for each over the
-    pelvis, foot to head: for validation."""
-    box = sample.scan_box
-    return [
-        Placement(control_positions(box), box, box, window.box_mm(), mirrored=False)
-        for window in close_windows(sample.pelvis_box)
-    ]
-
-
 class RandPlacement(Randomizable):
-    """Draws placements; MONAI's interface: `set_random_state`, `randomize`, call."""
+    """Draws placements; MONAI's interface: `set_random_state`, `randomize`, call.
 
-    def __init__(self, space: Space, mirror_allowed: bool) -> None:
+    Args:
+        space: how far.
+        mirror_allowed: every structure of one side has a partner on the other.
+        crops: how often the scan shows only a part of the patient, as a factor of
+            `field_of_view.ODDS`.
+    """
+
+    def __init__(self, space: Space, mirror_allowed: bool, crops: float = 1.0) -> None:
         self.space, self.mirror_allowed = space, mirror_allowed
+        self.field_of_view = RandFieldOfView(crops)
         self.linear = np.eye(3)
         self.elastic_mm = np.zeros((CONTROL,) * 3 + (3,))
         self.mirrored = False
+
+    def set_random_state(self, seed=None, state=None) -> RandPlacement:
+        super().set_random_state(seed, state)
+        self.field_of_view.set_random_state(state=self.R)
+        return self
 
     def randomize(self, data=None) -> None:
         space, R = self.space, self.R
@@ -113,41 +121,70 @@ class RandPlacement(Randomizable):
 
     def __call__(self, sample: Sample) -> Placement:
         self.randomize()
-        centre = sample.pelvis_box.mean(axis=0)
-        scan_box = self._scan_box(sample, centre)
-        control = control_positions(scan_box)
+        centre = (sample.points_mm if len(sample.points_mm) else sample.body_mm).mean(axis=0)
+        domain = self._stretch(self._body_box(sample, centre), centre)
+        control = control_positions(domain)
         control = centre + (control - centre) @ self.linear.T + self.elastic_mm
-        close_box = self._close_box(sample, centre, scan_box)
-        return Placement(control, scan_box, scan_box, close_box, self.mirrored)
+        points = self._deformed(sample.points_mm, centre, domain)
+        seen = self.field_of_view(domain, points)
+        points = points[seen.holds(points)]
+        scale = float(abs(np.linalg.det(self.linear))) ** (1 / 3)
+        boxes = self._boxes(points, seen.box)
+        return Placement(control, domain, boxes, seen, scale, self.mirrored)
 
-    def _scan_box(self, sample: Sample, centre: np.ndarray) -> np.ndarray:
-        """The deformed body's box, displaced a little, now and then with an end of it cut off."""
+    def _body_box(self, sample: Sample, centre: np.ndarray) -> np.ndarray:
+        """The deformed body's box: of the ellipsoid that fills the stored one."""
         inverse = np.linalg.inv(self.linear)
-        body = (sample.scan_box[1] - sample.scan_box[0]) / 2
-        middle = centre + inverse @ (sample.scan_box.mean(0) - centre)
-        half = np.sqrt(((inverse * body) ** 2).sum(1))  # of the ellipsoid that fills the box
-        box = self._displaced(np.stack([middle - half, middle + half]), self.space.scan_scale)
-        if self.R.rand() < self.space.cut:
-            end, part = self.R.randint(2), self.R.uniform(0.1, 0.45)
-            height = box[1, 2] - box[0, 2]
-            box[end, 2] += part * height * (1 if end == 0 else -1)
-        return box
+        body = (sample.body_mm[1] - sample.body_mm[0]) / 2
+        middle = centre + inverse @ (sample.body_mm.mean(0) - centre)
+        half = np.sqrt(((inverse * body) ** 2).sum(1))
+        return np.stack([middle - half, middle + half])
 
-    def _close_box(self, sample: Sample, centre: np.ndarray, scan_box: np.ndarray) -> np.ndarray:
-        """One of the windows over the deformed bones as inference would set them, displaced as it
-        may err."""
+    def _stretch(self, body: np.ndarray, centre: np.ndarray) -> np.ndarray:
+        """Of a body taller than a scan window a stretch of that height, every second time one with
+        its bones."""
+        tallest = MAX_SCAN_WINDOW_MM
+        low, high = body[0, 2], body[1, 2] - tallest
+        start = float(self.R.uniform(low, max(low, high)))
+        if self.R.rand() < 0.5:
+            wanted = centre[2] - tallest * self.R.uniform(0.2, 0.8)
+            start = min(max(wanted, low), max(low, high))
+        if high > low:
+            body = body.copy()
+            body[:, 2] = start, start + tallest
+        return body
+
+    def _boxes(self, points: np.ndarray, seen: np.ndarray) -> dict[str, np.ndarray]:
+        """Windows over what is seen, as inference would set them, displaced as it may err."""
+        scan = np.clip(self._displaced(seen, self.space.scan_scale), seen[0] - 5, seen[1] + 5)
+        if len(points) < FEW_POINTS:
+            pelvis = self._false_find(seen)
+        else:
+            pelvis = np.stack([points.min(0) - MARGIN_MM, points.max(0) + MARGIN_MM])
+            pelvis = np.clip(pelvis, seen[0], seen[1])
+        close = self._one_of(close_windows(pelvis), points, seen)
+        part = self._one_of(part_windows(pelvis), points, seen)
+        return {"scan": scan, "pelvis": close, "parts": part}
+
+    def _one_of(self, windows: list[Grid], points: np.ndarray, seen: np.ndarray) -> np.ndarray:
+        """A window that shows bone, if any does."""
+        boxes = [window.box_mm() for window in windows]
+        full = [b for b in boxes if ((points > b[0]) & (points < b[1])).all(axis=1).any()]
+        chosen = full or boxes
+        box = self._displaced(chosen[self.R.randint(len(chosen))], self.space.box_scale)
+        return np.clip(box, seen[0], seen[1])
+
+    def _false_find(self, seen: np.ndarray) -> np.ndarray:
+        """A box that a first pass might be wrong to find."""
+        size = np.minimum(self.R.uniform(60, 300, 3), seen[1] - seen[0])
+        low = self.R.uniform(seen[0], seen[1] - size)
+        return np.stack([low, low + size])
+
+    def _deformed(self, points: np.ndarray, centre: np.ndarray, domain: np.ndarray) -> np.ndarray:
+        """Where points of the stored scan lie in the deformed patient, to a millimetre or two."""
         inverse = np.linalg.inv(self.linear).T
-        points = centre + (sample.points_mm - centre) @ inverse
-        points = points - self._elastic_at(points, scan_box) @ inverse
-        inside = ((points > scan_box[0]) & (points < scan_box[1])).all(axis=1)
-        if inside.sum() < FEW_POINTS:
-            return scan_box.copy()
-        points = points[inside]
-        box = np.stack([points.min(0) - MARGIN_MM, points.max(0) + MARGIN_MM])
-        windows = close_windows(np.clip(box, scan_box[0], scan_box[1]))
-        box = windows[self.R.randint(len(windows))].box_mm()
-        box = self._displaced(box, self.space.box_scale)
-        return np.clip(box, scan_box[0], scan_box[1])
+        moved = centre + (points - centre) @ inverse
+        return moved - self._elastic_at(moved, domain) @ inverse
 
     def _elastic_at(self, points: np.ndarray, domain: np.ndarray) -> np.ndarray:
         x, y, z = (_spline_rows(points[:, a], domain[:, a]) for a in range(3))
@@ -205,29 +242,31 @@ def _sample(source: torch.Tensor, grid: torch.Tensor, padding: str) -> torch.Ten
     return out.transpose(0, 1).flatten(1, 2)
 
 
-def look(
-    sample: Sample, place: Placement, window: str, size: tuple[int, ...] = GRID_SIZE
-) -> torch.Tensor:
-    """(1 + K, *size) image and fractions of one window of the deformed patient.
+def source_box(place: Placement, box: np.ndarray) -> np.ndarray:
+    """(2, 3) mm: the stored scan's box that a window over `box` sees."""
+    rows = [
+        _spline_rows(np.linspace(box[0, axis], box[1, axis], COARSE_STEPS), place.domain[:, axis])
+        for axis in range(3)
+    ]
+    at = np.einsum("xi,yj,zk,ijkc->xyzc", *rows, place.control_mm, optimize=True).reshape(-1, 3)
+    return np.stack([at.min(0), at.max(0)])
 
-    The pelvis window reads the finer stored crop, and the scan window's grid where it looks
-    beyond it. Beyond the scan there is air.
+
+def look(
+    sample: Sample, place: Placement, window: str, size: tuple[int, ...], shelf: Shelf
+) -> torch.Tensor:
+    """(1 + C, *size) float32 image in [0, 1] and fractions of one window of the deformed patient.
+
+    Beyond the scan and beyond what is seen of it there is air, and no bone.
     """
-    scan, crop = sample.scan, sample.crop
-    if window == "scan":
-        grid = _sampling_grid(place, place.scan_box, sample.scan_box, size, scan.device)
-        return _sample(scan, grid, "zeros")
-    grid = _sampling_grid(place, place.close_box, sample.crop_box, size, crop.device)
-    seen = _sample(crop, grid, "border")
-    outside = (grid.abs() > 1).any(-1)
-    if bool(outside.any()):
-        ratio = (sample.crop_box[1] - sample.crop_box[0]) / (
-            sample.scan_box[1] - sample.scan_box[0]
-        )
-        offset = (sample.crop_box.sum(0) - sample.scan_box.sum(0)) / (
-            sample.scan_box[1] - sample.scan_box[0]
-        )
-        ratio, offset = (grid.new_tensor(v[::-1].copy()) for v in (ratio, offset))
-        points = (grid[outside] * ratio + offset).view(1, 1, 1, -1, 3)
-        seen[:, outside] = F.grid_sample(scan[None], points, align_corners=False)[0, :, 0, 0]
-    return seen
+    box = place.boxes[window]
+    source = source_box(place, box)
+    spacing = place.scale * (box[1] - box[0]) / np.asarray(size)
+    level = level_for(sample.levels, source, spacing)
+    beyond = np.asarray(level.grid.spacing_mm) * BEYOND_VOXELS
+    start, stop = index_box(level.grid, source + np.stack([-beyond, beyond]))
+    read = level.grid.cropped(ints3(start), ints3(stop - start)).box_mm()
+    channels = shelf.channels(sample, level, start, stop)
+    grid = _sampling_grid(place, box, read, size, channels.device)
+    seen = _sample(channels, grid, "zeros")
+    return seen.masked_fill_(place.seen.outside(box, size, seen.device), 0)

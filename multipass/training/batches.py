@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from multipass.data.cohort import Cohort
+from multipass.data.cohort import Cohort, Sample
 from multipass.geometry.windows import GRID_SIZE
 from multipass.model.passes import View
 from multipass.structures import mirror_partners
-from multipass.training.augment import RandPlacement, Space, look, undeformed
-from multipass.training.intensity import ContextOdds, RandContext, RandIntensity
-from multipass.training.loss import with_background
+from multipass.training.augment import Placement, RandPlacement, Space, look
+from multipass.training.contexts import ContextOdds, RandContext
+from multipass.training.intensity import RandIntensity
+from multipass.training.loss import with_background, without_extra
 from multipass.training.processes import rank, world_size
+from multipass.training.shelf import Shelf
 
 FEWEST_STEPS = 20  # an epoch of a small cohort, so that validation does not take most of the time
 Size = tuple[int, int, int]
@@ -29,15 +32,26 @@ def whole(step: int) -> Size:
 
 @dataclass(frozen=True)
 class Batch:
-    """Views and targets of a batch, one for each window; `disturb` is for its contexts."""
+    """Views and targets of a batch, one for each window.
+
+    Attributes:
+        targets: (N, 1 + C, X, Y, Z) fractions, background first, of the cohort's channels.
+        known: (N, C).
+        contexts: of each sample, () in validation.
+    """
 
     views: list[View]
     targets: list[torch.Tensor]
     known: torch.Tensor
     contexts: Sequence[RandContext] = ()
 
-    def disturb(self, context: torch.Tensor) -> torch.Tensor:
-        return torch.stack([d(c) for d, c in zip(self.contexts, context, strict=True)])
+    def hand_on(self, index: int, found: torch.Tensor) -> torch.Tensor:
+        """What the next pass is told of pass `index`, (N, 1 + K, X, Y, Z)."""
+        if not self.contexts:
+            return found
+        reference = without_extra(self.target(index), found.shape[1])
+        told = zip(self.contexts, found, reference, strict=True)
+        return torch.stack([context(index, *maps) for context, *maps in told])
 
     def target(self, index: int) -> torch.Tensor:
         return self.targets[min(index, len(self.targets) - 1)]
@@ -52,10 +66,11 @@ class Batches:
     """Augmented batches of a cohort; the same for the same seed, epoch and position.
 
     Args:
-        windows: 'scan' or 'pelvis', what each pass sees.
+        windows: 'scan', 'pelvis' or 'parts', what each pass sees.
         batch_size: over all processes, each of which makes its part.
         steps: batches an epoch; 0 for each patient once, and for at least 20 batches.
-        strength: of the augmentation; 1 as designed, 0 none but the mirror and displaced boxes.
+        strength: of the augmentation; 1 as designed, 0 none but the mirror, fields of view and
+            displaced boxes.
     """
 
     def __init__(
@@ -72,10 +87,11 @@ class Batches:
         self.cohort, self.ids, self.windows = cohort, list(ids), tuple(windows)
         self.batch_size, self.seed, self.device = batch_size, seed, device
         self.steps = steps or max(FEWEST_STEPS, math.ceil(len(ids) / batch_size))
-        self.partners = mirror_partners(cohort.structures)
+        self.partners = mirror_partners(cohort.channels)
         self.place = RandPlacement(Space().scaled(strength), cohort.mirror_allowed)
         self.intensity = RandIntensity(strength)
         self.context_odds = ContextOdds()
+        self.shelf = Shelf(device)
 
     def epoch(self, epoch: int, size: Callable[[int], Size] = whole) -> Iterator[Batch]:
         """This process's part of each batch of an epoch.
@@ -99,21 +115,35 @@ class Batches:
 
     def _draw(self, epoch: int, at: int, patient_id: str, size: Size) -> tuple:
         state = random_state(self.seed, epoch, at + 1)
-        sample = self.cohort.sample(patient_id, self.device, state)
+        sample = self.cohort.sample(patient_id)
         self.place.set_random_state(state=state)
         place = self.place(sample)
-        boxes = [place.box(window) for window in self.windows]
-        seen = torch.stack([look(sample, place, window, size) for window in self.windows])
-        known = sample.known
-        if place.mirrored:
-            order = torch.tensor(self.partners, device=seen.device)
-            seen[:, 1:] = seen[:, 1:][:, order]
-            known = known[order]
+        seen, known = seen_through(sample, place, self.windows, size, self.shelf, self.partners)
+        boxes = [place.boxes[window] for window in self.windows]
         self.intensity.set_random_state(state=state)
-        images, fractions = self.intensity(seen, boxes, place.scan_box)
-        context = RandContext(self.context_odds)
+        images, fractions = self.intensity(seen, boxes)
+        context = RandContext(self.context_odds, self.partners[: len(self.cohort.structures)])
         context.set_random_state(state=state)
         return images, fractions, boxes, known, context
+
+
+def seen_through(
+    sample: Sample,
+    place: Placement,
+    windows: Sequence[str],
+    size: Size,
+    shelf: Shelf,
+    partners: Sequence[int],
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """(W, 1 + C, X, Y, Z) image and fractions of each window, and (C,) which channels are known;
+    left and right exchanged where the placement mirrors."""
+    seen = torch.stack([look(sample, place, window, size, shelf) for window in windows])
+    known = torch.as_tensor(sample.known, device=seen.device)
+    if place.mirrored:
+        order = torch.tensor(partners, device=seen.device)
+        seen[:, 1:] = seen[:, 1:][:, order]
+        known = known[order]
+    return seen, known
 
 
 def ahead(items: Iterator[Batch]) -> Iterator[Batch]:
@@ -132,17 +162,28 @@ def collate(rows: Sequence[tuple]) -> Batch:
         box = torch.as_tensor(np.stack([b[w] for b in boxes]))
         views.append(View(torch.stack([i[w] for i in images])[:, None], box))
         targets.append(with_background(torch.stack([f[w] for f in fractions])))
-    return Batch(views, targets, torch.stack(known), contexts)
+    given = tuple(context for context in contexts if context is not None)
+    return Batch(views, targets, torch.stack(known), given)
 
 
-def as_it_is(cohort: Cohort, patient_id: str, windows: Sequence[str], device) -> list[Batch]:
-    """One patient without augmentation, through the windows of its reference, a batch for each over
-    the pelvis: for validation."""
-    sample = cohort.sample(patient_id, device)
-    places = undeformed(sample)
-    batches = []
-    for place in places if "pelvis" in windows else places[:1]:
-        seen = torch.stack([look(sample, place, window) for window in windows])
-        boxes = [place.box(window) for window in windows]
-        batches.append(collate([(seen[:, 0], seen[:, 1:], boxes, sample.known, None)]))
-    return batches
+class Validation:
+    """Batches of a patient without augmentation, its windows displaced as inference may err: always
+    the same ones."""
+
+    PLACES = 2  # a patient
+
+    def __init__(self, cohort: Cohort, windows: Sequence[str], device: torch.device) -> None:
+        self.cohort, self.windows = cohort, tuple(windows)
+        self.place = RandPlacement(replace(Space().scaled(0), mirror=0.0), False, crops=0.0)
+        self.shelf = Shelf(device)
+
+    def batches(self, patient_id: str) -> list[Batch]:
+        sample = self.cohort.sample(patient_id)
+        self.place.set_random_state(seed=zlib.crc32(patient_id.encode()))
+        made = []
+        for _ in range(self.PLACES):
+            place = self.place(sample)
+            seen, known = seen_through(sample, place, self.windows, GRID_SIZE, self.shelf, ())
+            boxes = [place.boxes[window] for window in self.windows]
+            made.append(collate([(seen[:, 0], seen[:, 1:], boxes, known, None)]))
+        return made

@@ -30,6 +30,7 @@ from multipass.model.checkpoint import Model
 from multipass.model.maps import bone_labels
 from multipass.model.passes import precision, segment
 from multipass.structures import by_codes
+from multipass.training.batches import Validation
 from multipass.training.trainer import patient_dice
 
 
@@ -146,12 +147,11 @@ def _score_scan(case: Case, model: Model, rules: Identify) -> list[dict[str, Any
 
 def _grid_rows(model: Model, cohort: Cohort, ids: Sequence[str]) -> list[dict[str, Any]]:
     """Dice of every pass on the windows' grids, as during training."""
-    amp = precision(next(model.network.parameters()).device)
+    device = next(model.network.parameters()).device
+    amp, validation = precision(device), Validation(cohort, model.windows, device)
     rows = []
     for patient_id in ids:
-        dice = patient_dice(
-            model.network, cohort, patient_id, model.windows, len(model.windows), amp
-        )
+        dice = patient_dice(model.network, validation, patient_id, amp)
         for number, of_pass in enumerate(dice.tolist(), start=1):
             for value, structure in enumerate(model.structures, start=1):
                 row = {"case": patient_id, "pass": number, "structure": structure.name}

@@ -1,12 +1,10 @@
-"""Intensity augmentation of the windows of one scan, and disturbance of a pass's context.
+"""Intensity augmentation of the windows of one scan.
 
 MONAI's transforms do gamma, shift, scale, blur and low resolution; what it lacks follows its
 interface. All windows of a scan share their draws: they stack as channels.
 """
 
 from __future__ import annotations
-
-from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -64,31 +62,8 @@ class RandNoise(RandomizableTransform):
         return images + std * noise
 
 
-class RandFieldOfView(Randomizable):
-    """Nothing outside a cylinder along z, as where a scan is reconstructed narrower than the body:
-    air in the image, and no bone in the reference."""
-
-    def __init__(self, prob: float) -> None:
-        self.prob = prob
-
-    def __call__(
-        self, seen: torch.Tensor, boxes: list[np.ndarray], scan_box: np.ndarray
-    ) -> torch.Tensor:
-        """Takes and returns (W, C, X, Y, Z); what lies outside is seen by no channel."""
-        size = (scan_box[1] - scan_box[0])[:2]
-        radius = self.R.uniform(0.38, 0.55) * size.max()
-        centre = scan_box.mean(0)[:2] + self.R.uniform(-0.05, 0.05, 2) * size
-        if self.R.rand() >= self.prob:
-            return seen
-        for channels, box in zip(seen, boxes, strict=True):
-            x, y, _ = _centres(channels[0], box)
-            outside = (x - centre[0]) ** 2 + (y - centre[1]) ** 2 > radius**2
-            channels.masked_fill_(outside, 0)
-        return seen
-
-
 class RandMetal(Randomizable):
-    """Rods of metal in the pelvis window, with streaks that fade with the distance; metal is no
+    """Rods of metal in the last window, with streaks that fade with the distance; metal is no
     bone."""
 
     def __init__(self, prob: float) -> None:
@@ -153,7 +128,6 @@ class RandIntensity(Randomizable):
     def __init__(self, strength: float = 1.0) -> None:
         set_track_meta(False)  # plain tensors: nothing here moves a voxel
         self.metal = RandMetal(prob=0.12 * strength)
-        self.field_of_view = RandFieldOfView(prob=0.08 * strength)
         self.plain = Compose(
             [
                 RandAdjustContrast(prob=0.3 * strength, gamma=(0.7, 1.5)),
@@ -171,59 +145,20 @@ class RandIntensity(Randomizable):
     def set_random_state(self, seed=None, state=None) -> RandIntensity:
         super().set_random_state(seed, state)
         self.metal.set_random_state(seed=int(self.R.randint(2**31)))
-        self.field_of_view.set_random_state(seed=int(self.R.randint(2**31)))
         self.plain.set_random_state(seed=int(self.R.randint(2**31)))
         return self
 
     def __call__(
-        self, seen: torch.Tensor, boxes: list[np.ndarray], scan_box: np.ndarray
+        self, seen: torch.Tensor, boxes: list[np.ndarray]
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """Augments what the windows of one scan show.
 
         Args:
             seen: (W, 1 + K, X, Y, Z) image and fractions of each window; may be changed in place.
             boxes: (2, 3) of each window, mm.
-            scan_box: (2, 3) of the whole scan, mm.
 
         Returns:
             (W, X, Y, Z) images in [0, 1] and (W, K, X, Y, Z) fractions.
         """
         seen = self.metal(seen, boxes)
-        seen = self.field_of_view(seen, boxes, scan_box)
         return self.plain(seen[:, 0].contiguous()).clamp(0, 1), seen[:, 1:]
-
-
-@dataclass(frozen=True)
-class ContextOdds:
-    """How often a sample's context is blanked, blurred, shifted, or robbed of a structure."""
-
-    blank: float = 0.5
-    blur: float = 0.1
-    shift: float = 0.1
-    remove: float = 0.1
-
-
-class RandContext(Randomizable):
-    """Disturbs a context so that later passes do not trust it blindly."""
-
-    MAX_SHIFT_VOXELS = 5
-
-    def __init__(self, odds: ContextOdds) -> None:
-        self.odds = odds
-
-    def __call__(self, context: torch.Tensor) -> torch.Tensor:
-        """Takes and returns (1 + K, X, Y, Z) probabilities."""
-        draw, odds, limit = self.R.rand(4), self.odds, self.MAX_SHIFT_VOXELS
-        shift = self.R.randint(-limit, limit + 1, 3).tolist()
-        width, removed = self.R.choice([3, 5, 7]), self.R.randint(1, len(context))
-        if draw[0] < odds.blank:
-            return torch.zeros_like(context)
-        if draw[1] < odds.blur:
-            context = F.avg_pool3d(context, int(width), 1, int(width) // 2)
-        if draw[2] < odds.shift:
-            context = torch.roll(context, shift, (1, 2, 3))
-        if draw[3] < odds.remove:
-            context = context.clone()
-            context[0] += context[removed]
-            context[removed] = 0
-        return context

@@ -22,6 +22,14 @@ def with_background(fractions: torch.Tensor) -> torch.Tensor:
     return torch.cat([background, fractions], dim=1)
 
 
+def without_extra(target: torch.Tensor, classes: int) -> torch.Tensor:
+    """(N, classes, ...) fractions in which those of all further channels are background."""
+    if target.shape[1] == classes:
+        return target
+    background = target[:, :1] + target[:, classes:].sum(1, keepdim=True)
+    return torch.cat([background, target[:, 1:classes]], 1)
+
+
 def _merge_unknown(logits, target, known):
     """Adds the probability of structures nobody annotated in a scan to its background.
 

@@ -65,6 +65,7 @@ class RunLog:
     ) -> None:
         """Adds a picture of a validation patient: image, what was found, the reference."""
         *_, logits = run(network, batch.views, passes, amp)
+        logits = network.merged(logits)
         image = batch.views[-1].image[0, 0].cpu().numpy()
         found, reference = (x[0].argmax(0).cpu().numpy() for x in (logits, batch.targets[-1]))
         colours = [s.colour for s in structures]

@@ -12,13 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from multipass.data.cohort import Cohort
 from multipass.model import checkpoint
 from multipass.model.network import MultiPassUNet, transfer
 from multipass.model.passes import run
 from multipass.structures import Structure
-from multipass.training.batches import as_it_is
-from multipass.training.loss import hard_dice
+from multipass.training.batches import Validation
+from multipass.training.loss import hard_dice, without_extra
 from multipass.training.optimizer import Muon
 from multipass.training.processes import from_first, gathered, mean_over_processes, rank, world_size
 
@@ -169,38 +168,33 @@ def cosine(progress: float) -> float:
 
 
 def validate(
-    state: State,
-    cohort: Cohort,
-    ids: Sequence[str],
-    windows: Sequence[str],
-    passes: int,
-    amp: torch.autocast,
+    state: State, validation: Validation, ids: Sequence[str], amp: torch.autocast
 ) -> np.ndarray:
     """(patients, passes, K) Dice of the average weights on the windows' grids.
 
     Each process does its part of the ids.
     """
-    dice = np.full((len(ids), passes, len(cohort.structures)), np.nan)
+    dice = np.full((len(ids), len(validation.windows), len(validation.cohort.structures)), np.nan)
     for i in range(rank(), len(ids), world_size()):
-        dice[i] = patient_dice(state.average.network, cohort, ids[i], windows, passes, amp)
+        dice[i] = patient_dice(state.average.network, validation, ids[i], amp)
     return gathered(dice)
 
 
 @torch.no_grad()
 def patient_dice(
-    network: MultiPassUNet,
-    cohort: Cohort,
-    patient_id: str,
-    windows: Sequence[str],
-    passes: int,
-    amp: torch.autocast,
+    network: MultiPassUNet, validation: Validation, patient_id: str, amp: torch.autocast
 ) -> np.ndarray:
-    """(passes, K) Dice on the windows' grids, those over the pelvis together; NaN where the
-    structure is not annotated."""
-    batches = as_it_is(cohort, patient_id, windows, next(network.parameters()).device)
-    logits = zip(*(run(network, batch.views, passes, amp) for batch in batches), strict=True)
+    """(passes, K) Dice on the windows' grids, those of one pass taken together; NaN where the
+    structure is not annotated, or neither there nor found."""
+    batches = validation.batches(patient_id)
+    passes = len(validation.windows)
+    found: list[list[torch.Tensor]] = [[] for _ in range(passes)]
+    for batch in batches:
+        for k, logits in enumerate(run(network, batch.views, passes, amp)):
+            found[k].append(network.merged(logits))
     scores = []
-    for k, of_windows in enumerate(logits):
-        target = torch.cat([batch.target(k) for batch in batches], -1)
-        scores.append(hard_dice(torch.cat(of_windows, -1), target, batches[0].known)[0])
+    known = batches[0].known[:, : network.classes - 1]
+    for k, of_windows in enumerate(found):
+        targets = [without_extra(batch.target(k), network.classes) for batch in batches]
+        scores.append(hard_dice(torch.cat(of_windows, -1), torch.cat(targets, -1), known)[0])
     return torch.stack(scores).cpu().numpy()

@@ -114,6 +114,8 @@ class Options:
     init: Path | None = None
     """checkpoint to start from; structures are matched by their codes. It stays the best model
     until the training does better on the validation patients"""
+    follow: bool = False
+    """before each epoch take in the patients that have appeared in the folder of --data"""
     preview: bool = False
     """write OUTPUT/preview.png, a sheet of augmented samples, and stop"""
 
@@ -172,6 +174,8 @@ def train(options: Options, device: torch.device) -> int:
         if log:
             keep(state, before, cohort, options, origin)
     while state.epoch < options.epochs and not out_of_time(state, options):
+        if options.follow:
+            batches.ids += cohort.grow()
         loss, dice = train_epoch(state, batches, options, amp)
         scores = validate(state, validation, val_ids, amp)
         record(state, loss, dice, scores, cohort)

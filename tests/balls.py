@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from multipass.data.patient_files import write_complete_dataset, write_patient
-from multipass.geometry.volume import Grid, Volume
-from multipass.geometry.windows import guarded, pelvis_box, window_over
+from multipass.data.prepare import as_patient
+from multipass.dicom.seg_reader import Reference, Segment
+from multipass.geometry.volume import Grid, Volume, floats3, ints3
 from multipass.structures import PELVIS
 
 BODY = np.array([[-180.0, -120.0, -170.0], [180.0, 120.0, 170.0]])
+SPACING_MM = (2.8, 1.9, 2.4)
 # Side, distance from the middle, depth, height, radius in mm, grey value.
 BALLS = (
     (1, 48, 0, 0, 38, 0.5),
@@ -47,23 +50,35 @@ def view(grid: Grid, rng: np.random.Generator, offset: np.ndarray) -> dict:
     }
 
 
-def patient(number: int, status: dict[str, str] | None = None) -> dict:
-    """A patient dict; `status` overrides 'complete' by structure name."""
+def scan(number: int, grid: Grid | None = None) -> tuple[Volume, Reference]:
+    """A scan of balls in HU and its reference, both on an upright grid."""
     rng = np.random.default_rng(number)
     offset = rng.normal(0, 6, 3)
-    scan_window = window_over(BODY + rng.normal(0, 4, (2, 3)))
-    scan = view(scan_window, rng, offset)
-    bones = Volume((scan["label"] > 0).astype(np.float32), scan_window)
-    crop = window_over(guarded(pelvis_box(bones, scan_window.box_mm())))
-    rows = [{**s.to_dict(), "status": (status or {}).get(s.name, "complete")} for s in PELVIS]
-    return {
-        "format": 1,
-        "patient_id": f"Patient_{number:02d}",
-        "structures": rows,
-        **view(crop, rng, offset),
-        "scan": scan,
-        "source": {},
-    }
+    low, high = BODY + rng.normal(0, 4, (2, 3))
+    size = ints3(np.round((high - low) / SPACING_MM))
+    grid = grid or Grid(size, SPACING_MM, floats3(low + np.divide(SPACING_MM, 2)))
+    seen = view(grid, rng, offset)
+    hounsfield = np.rint(seen["image"].astype(np.float32) * 1200 - 200).astype(np.int16)
+    hounsfield[seen["image"] < 0.1] = -1000
+    masks = seen["fractions"].astype(np.float32) / 255
+    rows = zip(PELVIS, masks, strict=True)
+    segments = tuple(Segment(s, (0, 0, 0), mask, "complete") for s, mask in rows)
+    return Volume(hounsfield, grid), Reference(grid, segments, ())
+
+
+@cache
+def _prepared(number: int) -> dict:
+    return as_patient(f"Patient_{number:02d}", *scan(number), {})
+
+
+def patient(number: int, status: dict[str, str] | None = None) -> dict:
+    """A patient dict; `status` overrides 'complete' by structure name."""
+    prepared = dict(_prepared(number))
+    prepared["structures"] = [
+        row | {"status": (status or {}).get(row["name"], "complete")}
+        for row in prepared["structures"]
+    ]
+    return prepared
 
 
 def write_cohort(folder: Path, count: int) -> Path:

@@ -96,6 +96,19 @@ class Cohort:
         if not self.structures:
             raise ValueError(f"{path}: no patient has an annotated structure.")
 
+    def grow(self) -> list[str]:
+        """Takes in what has appeared in the folder of patient files since it was opened; returns
+        the new patients' ids. Structures stay those of the first ones."""
+        new = []
+        known = set(self._files.values())
+        for file in _streamed(self.path):
+            if file not in known:
+                patient_id = read_patient(file)["patient_id"]
+                self._files[patient_id] = file
+                new.append(patient_id)
+        self.ids = sorted([*self.ids, *new])
+        return new
+
     def patient(self, patient_id: str) -> dict:
         if self._held:
             return self._held[patient_id]

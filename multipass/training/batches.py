@@ -115,7 +115,7 @@ class Batches:
 
     def _draw(self, epoch: int, at: int, patient_id: str, size: Size) -> tuple:
         state = random_state(self.seed, epoch, at + 1)
-        sample = self.cohort.sample(patient_id)
+        sample = self.shelf.sample(self.cohort, patient_id)
         self.place.set_random_state(state=state)
         place = self.place(sample)
         seen, known = seen_through(sample, place, self.windows, size, self.shelf, self.partners)
@@ -178,7 +178,7 @@ class Validation:
         self.shelf = Shelf(device)
 
     def batches(self, patient_id: str) -> list[Batch]:
-        sample = self.cohort.sample(patient_id)
+        sample = self.shelf.sample(self.cohort, patient_id)
         self.place.set_random_state(seed=zlib.crc32(patient_id.encode()))
         made = []
         for _ in range(self.PLACES):

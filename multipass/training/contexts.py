@@ -58,7 +58,7 @@ class RandContext(Randomizable):
         draw, odds = self.R.rand(3), self.odds
         width, removed = self.R.choice([3, 5, 7]), self.R.randint(1, len(maps))
         if draw[0] < odds.blur:
-            maps = F.avg_pool3d(maps, int(width), 1, int(width) // 2)
+            maps = _blurred(maps, int(width))
         if draw[1] < odds.shift:
             maps = self._shifted(maps)
         if draw[2] < odds.remove:
@@ -79,7 +79,7 @@ class RandContext(Randomizable):
         if draw[3] < 0.25:
             maps = self._with_swapped_part(maps)
         if draw[4] < 0.8:
-            maps = F.avg_pool3d(maps, 3, 1, 1, count_include_pad=False)
+            maps = _blurred(maps, 3)
         return maps
 
     def _shifted(self, maps: torch.Tensor) -> torch.Tensor:
@@ -117,6 +117,10 @@ class RandContext(Randomizable):
         box = self._box(maps)
         maps[box] = maps[box][self.swapped]
         return maps
+
+
+def _blurred(maps: torch.Tensor, width: int) -> torch.Tensor:
+    return F.avg_pool3d(maps, width, 1, width // 2, count_include_pad=False)
 
 
 def _grown(maps: torch.Tensor, voxels: int) -> torch.Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from multipass.data.cohort import Sample
+from multipass.data.cohort import Cohort, Sample
 from multipass.data.levels import KEPT_HU, STEP_HU, WHOLE_SHARE, Level
 from multipass.geometry.windows import HU_RANGE
 
@@ -24,9 +24,18 @@ class Shelf:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._held: dict[tuple[str, str], tuple[torch.Tensor, Pairs]] = {}
-        self._room = 0.0
-        if device.type == "cuda":
+        self._samples: dict[str, Sample] = {}
+        self._keeps, self._room = device.type == "cuda", 0.0
+        if self._keeps:
             self._room = GPU_SHARE * torch.cuda.get_device_properties(device).total_memory
+
+    def sample(self, cohort: Cohort, patient_id: str) -> Sample:
+        """A patient, read anew each time unless the cohort stays in a GPU's memory."""
+        if not self._keeps:
+            return cohort.sample(patient_id)
+        if patient_id not in self._samples:
+            self._samples[patient_id] = cohort.sample(patient_id)
+        return self._samples[patient_id]
 
     def channels(
         self, sample: Sample, level: Level, start: np.ndarray, stop: np.ndarray

@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
+from multipass.data.levels import make_levels
 from multipass.data.patient_files import (
     read_dataset,
     read_patient,
@@ -14,6 +15,7 @@ from multipass.data.patient_files import (
     write_patient,
 )
 from multipass.files import replacing
+from multipass.geometry.volume import Grid, Volume
 from multipass.geometry.windows import GRID_SIZE
 from multipass.structures import PELVIS, Structure
 
@@ -27,14 +29,26 @@ def view(generator, count: int) -> dict:
     }
 
 
+def levels(generator, count: int) -> list[dict]:
+    grid = Grid((9, 8, 7), (20.0, 20.0, 40.0), (10.0, 10.0, 20.0))
+    volume = Volume(generator.integers(-1000, 1000, grid.size).astype(np.int16), grid)
+
+    def fractions(target: Grid) -> np.ndarray:
+        return generator.integers(0, 255 // count, (count, *target.size)).astype(np.uint8)
+
+    return [level.to_dict() for level in make_levels(volume, fractions, grid.box_mm())]
+
+
 def make_patient(name: str, structures=PELVIS, seed: int = 0) -> dict:
     generator = np.random.default_rng(seed)
     return {
-        "format": 1,
+        "format": 2,
         "patient_id": name,
         "structures": [{**s.to_dict(), "status": "complete"} for s in structures],
         **view(generator, len(structures)),
         "scan": view(generator, len(structures)),
+        "body_mm": [[0.0, 0.0, 0.0], [200.0, 150.0, 300.0]],
+        "levels": levels(generator, len(structures)),
         "source": {"path": name, "size": [512, 512, 300]},
     }
 

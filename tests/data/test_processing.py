@@ -14,9 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from multipass.data.patient_files import check_patient, read_dataset, read_patient, window_of
-from multipass.data.prepare import prepare_patient
-from multipass.phantom import make_subject, write_subject
+from multipass.data.levels import Level
+from multipass.data.patient_files import read_dataset, read_patient, window_of
+from multipass.geometry.volume import Volume, resample
 
 ROOT = Path(__file__).resolve().parents[2]
 SECONDS_COLUMN = "seconds"
@@ -64,32 +64,16 @@ def test_writes_patients_dataset_report_and_contact_sheet(processed):
     assert (processed / "processing_report.png").stat().st_size > 10_000
 
 
-def test_parts_are_the_pelvis_crop_in_finer_slices(processed):
-    """Fractions are averages over voxels: n fine slices average to one of the crop."""
-    patients = read_dataset(processed / "complete_dataset.pkl")["patients"].values()
-    tall = [patient for patient in patients if patient["parts"]]
-    assert tall, "a cohort with a pelvis of more than 240 mm is needed here"
-    for patient in tall:
-        count = len(patient["parts"])
-        fine = np.concatenate([part["fractions"] for part in patient["parts"]], -1) / 255
-        averaged = fine.reshape(*fine.shape[:3], -1, count).mean(-1)
-        difference = np.abs(averaged - patient["fractions"] / 255)
-        assert difference.mean() < 0.05 * averaged.mean()
-        places = [window_of(view).box_mm() for view in (*patient["parts"], patient)]
-        np.testing.assert_allclose([places[0][0], places[-2][1]], places[-1], atol=1e-6)
-
-
-def test_a_whole_bodys_other_windows_are_stored_and_read_back(tmp_path):
-    subject = make_subject(
-        3, 0, matrix=48, size="body", scale=1.0, bottom_mm=-200.0, top_mm=820.0, pixel_mm=11.0,
-        slice_step_mm=10.0, slice_thickness_mm=2.0, lattice_mm=4.0, tissue_mm=8.0, implant="",
-    )  # fmt: skip
-    write_subject(tmp_path / "Patient_01", subject)
-    patient, _ = prepare_patient(tmp_path / "Patient_01", tmp_path)
-    check_patient(patient)
-    assert patient["scan"]["label"].any() and not patient["elsewhere"][-1]["label"].any()
-    ends = [window_of(v).box_mm()[:, 2] for v in (patient["scan"], *patient["elsewhere"])]
-    assert np.ptp(ends) > 950 and all(ends[k + 1][0] < ends[k][1] for k in range(len(ends) - 1))
+def test_the_pelvis_volume_is_what_the_finest_level_averages_to(processed):
+    for patient in read_dataset(processed / "complete_dataset.pkl")["patients"].values():
+        near = Level.from_dict(patient["levels"][0])
+        ((label, share),) = near.shares()[:1]
+        window = window_of(patient)
+        for k in range(len(patient["structures"])):
+            part = np.where(label == k + 1, 255 if share is None else share, 0) / 255
+            averaged = resample(Volume(part.astype(np.float32), near.grid), window)
+            stored = patient["fractions"][k] / 255
+            assert np.abs(averaged - stored).mean() < 0.05 * stored.mean()
 
 
 def test_no_data_is_one_sentence_that_says_where_to_ask(tmp_path):

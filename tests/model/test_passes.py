@@ -102,7 +102,7 @@ def test_run_gives_blank_context_first_and_probabilities_then():
     image = torch.rand(1, 1, 16, 16, 8)
     views = [View(image, boxes(BODY)), View(image, boxes(SMALL))]
     amp = torch.autocast("cpu", enabled=False)
-    outputs = list(run(seer, views, passes=3, amp=amp, disturb=lambda c: c))
+    outputs = list(run(seer, views, passes=3, amp=amp, hand_on=lambda index, c: c))
     assert len(outputs) == 3
     assert not seer.contexts[0].any()
     inner = seer.contexts[2]

@@ -101,7 +101,7 @@ class Cohort:
         the new patients' ids. Structures stay those of the first ones."""
         new = []
         known = set(self._files.values())
-        for file in _streamed(self.path):
+        for file in _streamed(self.path)[0]:
             if file not in known:
                 patient_id = read_patient(file)["patient_id"]
                 self._files[patient_id] = file

@@ -32,8 +32,6 @@ PART_OVERLAP_MM = 32.0
 FINEST_PART_VOXEL_MM = (1.2, 1.2, 1.0)
 MOST_PARTS = 12
 PELVIS_MARGIN_MM = 20.0
-# The stored crop is 20 % larger than the pelvis box, so that training can shift and scale the box.
-GUARD = 0.2
 BODY_HU = -300
 BODY_STEP_MM = 4.0
 BODY_OPENING_STEPS = 2
@@ -140,11 +138,6 @@ def _part_mm(extent_mm: np.ndarray, counts: np.ndarray) -> np.ndarray:
     return (extent_mm + (counts - 1) * PART_OVERLAP_MM) / counts
 
 
-def in_parts(box_mm: np.ndarray, count: int) -> list[Grid]:
-    """Windows end to end in z, foot to head, that together are the box."""
-    return _stacked(box_mm, _height(box_mm) / count, count)
-
-
 def _height(box_mm: np.ndarray) -> float:
     return float(box_mm[1, 2] - box_mm[0, 2])
 
@@ -235,15 +228,3 @@ def _parts_of_a_pelvis(found: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
     nearest = ndimage.minimum(distance, labels, index=np.arange(1, count + 1))
     kept = (nearest <= NEARBY_MM) | (beside & (sizes >= BESIDE_PART * sizes[first]))
     return np.isin(labels, 1 + np.flatnonzero(large & kept))
-
-
-def guarded(box_mm: np.ndarray) -> np.ndarray:
-    """The box grown by the guard, half of it on each side; not clipped to the scan."""
-    grow = (box_mm[1] - box_mm[0]) * GUARD / 2
-    return np.stack([box_mm[0] - grow, box_mm[1] + grow])
-
-
-def unguarded(box_mm: np.ndarray) -> np.ndarray:
-    """Inverse of `guarded`."""
-    shrink = (box_mm[1] - box_mm[0]) * (GUARD / 2) / (1 + GUARD)
-    return np.stack([box_mm[0] + shrink, box_mm[1] - shrink])

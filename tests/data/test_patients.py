@@ -96,7 +96,9 @@ def test_dataset_holds_all_patients_and_any_pickle_reader_agrees(tmp_path):
         assert_equal(pickle.load(file), dataset)
 
 
-@pytest.mark.parametrize("change", ["shape", "dtype", "status", "window", "format", "missing"])
+@pytest.mark.parametrize(
+    "change", ["shape", "dtype", "status", "window", "format", "missing", "level", "body"]
+)
 def test_wrong_patients_are_refused(tmp_path, change):
     patient = make_patient("P")
     if change == "shape":
@@ -108,7 +110,11 @@ def test_wrong_patients_are_refused(tmp_path, change):
     elif change == "window":
         patient["window"]["spacing_mm"] = [1.0, -1.0, 1.0]
     elif change == "format":
-        patient["format"] = 2
+        patient["format"] = 3
+    elif change == "level":
+        patient["levels"][1]["image"]["shape"][0] += 1
+    elif change == "body":
+        patient["body_mm"] = [[0.0, 0.0, 0.0], [1.0, 1.0, -1.0]]
     else:
         del patient["scan"]
     write_patient(tmp_path / "p.pkl", patient)
@@ -124,3 +130,9 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path):
         raise RuntimeError
     assert path.read_bytes() == b"old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_of_format_1_is_to_be_made_again(tmp_path):
+    write_patient(tmp_path / "p.pkl", make_patient("P") | {"format": 1})
+    with pytest.raises(ValueError, match=r"run processing\.py again"):
+        read_patient(tmp_path / "p.pkl")

@@ -1,6 +1,6 @@
 """Seconds and memory of training steps, of drawing batches and of inference on a CUDA device.
 
-    python benchmarks/gpu.py steps                          # two passes, synthetic batches
+    python benchmarks/gpu.py steps                          # three passes, synthetic batches
     python benchmarks/gpu.py compiled                       # the same under torch.compile
     python benchmarks/gpu.py profile                        # a step's kernels, into profile.txt
     python benchmarks/gpu.py drawing --data processed_files # augmented batches of a cohort
@@ -39,13 +39,12 @@ from multipass.model import checkpoint, passes  # noqa: E402
 from multipass.model.maps import bone_labels  # noqa: E402
 from multipass.model.network import MultiPassUNet  # noqa: E402
 from multipass.phantom import make_subject  # noqa: E402
-from multipass.structures import PELVIS  # noqa: E402
+from multipass.structures import PELVIS, mirror_partners  # noqa: E402
 from multipass.training.batches import Batch, Batches, collate  # noqa: E402
-from multipass.training.intensity import ContextOdds, RandContext  # noqa: E402
+from multipass.training.contexts import ContextOdds, RandContext  # noqa: E402
 from multipass.training.trainer import State  # noqa: E402
 
-WINDOWS = ("scan", "pelvis")
-PASSES = 2
+WINDOWS = ("scan", "pelvis", "parts")
 SHIPPED = ROOT / "inference_pipeline" / "best_model.pth"
 LR, WEIGHT_DECAY, EMA = 1e-4, 1e-2, 0.999  # low, as synthetic batches teach nothing
 COMPILED_BATCH = 4
@@ -77,21 +76,22 @@ def synthetic_batch(count: int, options: Options) -> Batch:
     """Windows of smooth noise with smooth fractions, on the device."""
     torch.manual_seed(0)
     coarse = [max(n // 16, 1) for n in options.size]
-    boxes = [np.array([[-200.0] * 3, [200.0] * 3]), np.array([[-150.0] * 3, [150.0] * 3])]
+    boxes = [np.array([[-half] * 3, [half] * 3]) for half in (200.0, 150.0, 80.0)]
     rows = []
     for number in range(count):
         noise = torch.randn(len(WINDOWS), 2 + len(PELVIS), *coarse, device=options.device)
         smooth = F.interpolate(noise, options.size, mode="trilinear")
         fractions = torch.softmax(4 * smooth[:, 1:], 1)[:, 1:]
         known = torch.ones(len(PELVIS), dtype=torch.bool, device=options.device)
-        context = RandContext(ContextOdds(blank=0.0))
+        context = RandContext(ContextOdds(blank=0.0), mirror_partners(PELVIS))
         context.set_random_state(number)
         rows.append((smooth[:, 0].sigmoid(), fractions, boxes, known, context))
     return collate(rows)
 
 
 def new_state(options: Options, number: str, layout: torch.memory_format) -> State:
-    network = MultiPassUNet(1 + len(PELVIS)).to(options.device, memory_format=layout)
+    network = MultiPassUNet(1 + len(PELVIS), scales=len(WINDOWS))
+    network = network.to(options.device, memory_format=layout)
     state = State(network, LR, WEIGHT_DECAY, EMA, torch.device(options.device))
     if number != "fp16":
         state.scaler = torch.amp.GradScaler(options.device, enabled=False)
@@ -137,7 +137,7 @@ def stepper(
         state.network.compile()
     dtype = DTYPES[number]
     amp = torch.autocast(options.device, dtype, enabled=dtype != torch.float32)
-    return lambda: training.learn(state, batch, PASSES, amp)
+    return lambda: training.learn(state, batch, len(WINDOWS), amp)
 
 
 def measure_step(options: Options, count: int, number: str, layout: str, compiled: bool) -> dict:

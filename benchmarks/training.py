@@ -48,7 +48,7 @@ from multipass.data.cohort import Cohort  # noqa: E402
 from multipass.geometry.windows import COARSE_GRID_SIZE, GRID_SIZE  # noqa: E402
 from multipass.model.network import MultiPassUNet  # noqa: E402
 from multipass.model.passes import precision, run  # noqa: E402
-from multipass.training.batches import Batch, Batches, as_it_is, random_state  # noqa: E402
+from multipass.training.batches import Batch, Batches, Validation, random_state  # noqa: E402
 from multipass.training.loss import hard_dice  # noqa: E402
 from multipass.training.trainer import State, cosine  # noqa: E402
 
@@ -157,7 +157,7 @@ class Plain:
     def batch(self, number: int) -> Batch:
         state, ids = random_state(self.given.options.seed, number), self.given.ids
         patient = ids[state.randint(len(ids))]
-        windows = as_it_is(self.given.cohort, patient, self.windows, self.given.device)
+        windows = Validation(self.given.cohort, self.windows, self.given.device).batches(patient)
         seen = windows[state.randint(len(windows))]
         self.augment.set_random_state(state=state)
         out = [
@@ -221,7 +221,8 @@ def measure(name: str, options: Options, threads: int) -> tuple[float, str]:
         parts = ", ".join(f"{part} {times.median(part):.2f} s" for part in times.parts)
         return seconds, f"{name}: {parts}; augmentation {share:.0%} of a step"
     with torch.no_grad():
-        looks = (as_it_is(cohort, i, WINDOWS, device) for i in val_ids)
+        validation = Validation(cohort, WINDOWS, device)
+        looks = (validation.batches(i) for i in val_ids)
         dice = [np.nanmean([side.dice(window) for window in windows]) for windows in looks]
     return seconds, (
         f"{name}: {len(times.parts['step'])} steps, Dice of the {len(val_ids)} validation "

@@ -20,7 +20,7 @@ from multipass.model import checkpoint, passes
 from multipass.model.maps import bone_labels
 from multipass.model.network import MultiPassUNet
 from multipass.phantom import make_subject
-from multipass.training.batches import Batch, as_it_is
+from multipass.training.batches import Batch, Validation
 from multipass.training.trainer import State
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
@@ -58,13 +58,12 @@ def begin(data: Path, device: torch.device) -> tuple[State, Batch]:
     cohort = Cohort(data)
     network = MultiPassUNet(1 + len(cohort.structures), (8, 8, 16, 16)).to(device)
     state = State(network, lr=0.01, weight_decay=0.0, ema=0.9, device=device)
-    return state, as_it_is(cohort, cohort.ids[0], WINDOWS, device)[0]
+    return state, Validation(cohort, WINDOWS, device).batches(cohort.ids[0])[0]
 
 
 def learn(script: ModuleType, state: State, batch: Batch) -> float:
-    """A step of training.py without disturbed contexts."""
-    plain = Batch(batch.views, batch.targets, batch.known, [lambda context: context])
-    return script.learn(state, plain, 2, passes.precision(batch.known.device))[0].item()
+    """A step of training.py, each pass told what the one before found."""
+    return script.learn(state, batch, 2, passes.precision(batch.known.device))[0].item()
 
 
 def test_a_network_learns_in_fp16(script, data, device):

@@ -16,14 +16,14 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # before this folder, which has a training.py, too
 
 from multipass.data.case import Case  # noqa: E402
+from multipass.data.scan import read_scan  # noqa: E402
 from multipass.data.scans import find_cases  # noqa: E402
-from multipass.dicom.ct import read_ct  # noqa: E402
 from multipass.evaluation.metrics import compare  # noqa: E402
-from multipass.evaluation.scoring import reference_labels  # noqa: E402
+from multipass.evaluation.scoring import reference_labels, upright_labels  # noqa: E402
 from multipass.evaluation.tables import mean_with_interval  # noqa: E402
 from multipass.files import claimed_otherwise, replacing, sha256_of  # noqa: E402
 from multipass.geometry.labelmaps import LEAST_PART_MM3  # noqa: E402
-from multipass.geometry.volume import Volume, upright  # noqa: E402
+from multipass.geometry.volume import Volume  # noqa: E402
 from multipass.model.checkpoint import Model  # noqa: E402
 from multipass.model.maps import PassResult, bone_labels  # noqa: E402
 from multipass.model.passes import look_through, segment  # noqa: E402
@@ -72,11 +72,12 @@ def read_test_scan(
     """Upright CT and reference."""
     if case.series is None:
         raise ValueError(f"{case.name}: DICOM series are needed to test on.")
-    scan = read_ct(case.series)
-    reference = reference_labels(case, scan.volume.grid, structures)
+    scan = read_scan(case)
+    reference = reference_labels(case, scan, structures)
     if reference is None:
         raise ValueError(f"{case.name}: no reference beside this scan to test on.")
-    return upright(scan.volume), reference
+    labels, statuses = reference
+    return scan.upright, (upright_labels(labels, scan.grid), statuses)
 
 
 def scans_sha256(folder: Path) -> str:

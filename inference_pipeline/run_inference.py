@@ -250,9 +250,9 @@ def look(
         flags += findings.flags_of(structures, model.structures, results)
     with stages.stage("scores"):
         volumes_ml = [row["visible_ml"] for row in structures]
-        compared = case, scan.grid, labels, results, model.structures, volumes_ml
+        compared = case, scan, mask, results, model.structures, volumes_ml
         rules = read_rules(options.structures)
-        scored = score(*compared, scan.tilted, rules, least_part_mm3=options.least_part_mm3)
+        scored = score(*compared, rules, least_part_mm3=options.least_part_mm3)
     kept = results[-1] if options.probabilities else None
     done = Segmented(
         case.name, scan.upright, labels, scan.grid, mask, scan.slices, model.structures,

@@ -10,7 +10,7 @@ from multipass.data.images import detached
 
 IMAGE_SUFFIXES = (".nii.gz", ".nii", ".nrrd", ".nhdr", ".mha", ".mhd")
 KNOWN_SUFFIXES = (*IMAGE_SUFFIXES, ".pkl", ZIP)
-REFERENCE_ENDINGS = ("_seg", "-seg", "_label", "-label", "_reference", "-reference")
+REFERENCE_ENDINGS = ("_seg", "-seg", ".seg", "_label", "-label", "_reference", "-reference")
 
 
 def stem_of(path: Path) -> str | None:

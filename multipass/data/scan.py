@@ -15,7 +15,7 @@ from multipass.data.case import Case
 from multipass.data.images import distinct_whole, read_image
 from multipass.data.levels import KEPT_HU, Level
 from multipass.dicom import ct, hounsfield, series
-from multipass.geometry.lattices import nearest_grid, shear_degrees
+from multipass.geometry.lattices import Lattice, nearest_grid, shear_degrees
 from multipass.geometry.volume import (
     AIR_HU,
     Grid,
@@ -45,8 +45,8 @@ class Scan:
         upright: HU in LPS axis order: the same voxels, or resampled where the scan is oblique.
         slices: the DICOM slices in the order of the third axis, () for other formats.
         tilted: the CT, where its gantry was tilted: `grid` is then upright and resampled.
-        sheared: (4, 4) affine of an image file's voxels in LPS mm, where its axes are not at right
-            angles: `grid` is then upright and resampled.
+        sheared: the voxels of an image file whose axes are not at right angles: `grid` is then
+            upright and resampled.
         notes: what a person should know of this scan.
     """
 
@@ -55,7 +55,7 @@ class Scan:
     slices: tuple[series.Slice, ...] = ()
     notes: tuple[str, ...] = ()
     tilted: ct.CT | None = None
-    sheared: np.ndarray | None = None
+    sheared: Lattice | None = None
 
     @property
     def is_resampled(self) -> bool:
@@ -103,7 +103,7 @@ def _scan_of_image(path: Path) -> Scan:
         "grid"
     )
     resampled = ct.resample_lattice(values, image.affine, ct.tilted_grid(image.affine, size))
-    return Scan(resampled.grid, resampled, notes=tuple(notes), sheared=image.affine)
+    return Scan(resampled.grid, resampled, notes=tuple(notes), sheared=Lattice(image.affine, size))
 
 
 def _hounsfield(array: np.ndarray, path: Path) -> tuple[np.ndarray, list[str]]:

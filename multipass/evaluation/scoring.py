@@ -10,21 +10,24 @@ import numpy as np
 import SimpleITK as sitk
 
 from multipass.data.case import Case
-from multipass.dicom.ct import CT
+from multipass.data.scan import Scan
+from multipass.dicom.ct import resample_lattice
 from multipass.dicom.seg_reader import Identify, read_reference
+from multipass.evaluation.label_maps import contradiction, read_label_map
 from multipass.evaluation.metrics import compare
-from multipass.geometry.labelmaps import LEAST_PART_MM3, boxes_of
+from multipass.geometry.labelmaps import LEAST_PART_MM3
+from multipass.geometry.lattices import Lattice
 from multipass.geometry.volume import (
-    SAME_PLACE_MM,
     Grid,
     Volume,
     axis_order,
-    from_sitk,
+    from_upright,
     to_sitk,
     upright,
     upright_grid,
 )
 from multipass.model.maps import PassResult, bone_labels
+from multipass.model.way_back import own_grid_labels
 from multipass.structures import Structure, by_codes
 
 
@@ -40,12 +43,11 @@ class Scored:
 
 def score(
     case: Case,
-    grid: Grid,
-    labels: np.ndarray,
+    scan: Scan,
+    mask: np.ndarray,
     results: Sequence[PassResult],
     structures: Sequence[Structure],
     volumes_ml: Sequence[float | None],
-    tilted: CT | None = None,
     rules: Identify = by_codes,
     every_pass: bool = False,
     least_part_mm3: float = LEAST_PART_MM3,
@@ -54,84 +56,101 @@ def score(
     it found anything.
 
     Args:
-        grid: the scan's own.
-        labels: of the last pass, on the upright grid.
-        volumes_ml: of the structures in `labels`.
-        tilted: the CT, where its gantry was tilted.
+        mask: of the last pass, on the scan's own grid, as it is written.
+        volumes_ml: of the structures in it.
         rules: of a SEG's segments, see `multipass.dicom.seg_reader.read_reference`.
         every_pass: score the passes between the first and the last, too.
-        least_part_mm3: what was removed from `labels`, and is from the other passes'.
+        least_part_mm3: what was removed from `mask`, and is from the other passes'.
     """
     problem = None
     try:
-        found = reference_labels(case, grid, structures, tilted, rules)
+        found = reference_labels(case, scan, structures, rules)
     except (ValueError, OSError, RuntimeError) as error:
         found = None
         problem = "its reference was not used: " + " ".join(str(error).split())[:300]
     names = [structure.name for structure in structures]
-    target, last = upright_grid(grid), len(results)
+    last = len(results)
     rows: list[dict[str, Any]] = []
-    if found is None and any(volume_ml is not None for volume_ml in volumes_ml):
-        for name, volume_ml in zip(names, volumes_ml, strict=True):
-            rows.append({"pass": last, "structure": name, "volume_ml": volume_ml})
-    if found is not None:
-        for number in range(1, last + 1) if every_pass else sorted({1, last}):
-            compared = labels
-            if number < last:
-                compared = bone_labels(results[number - 1], target, structures, least_part_mm3)
-            for row in compare(compared, found[0], target.spacing_mm, names, found[1]):
-                rows.append({"pass": number, **row})
-    for row in rows:
-        row |= {"case": case.name, "value": names.index(row["structure"]) + 1}
-    return Scored(rows, None if found is None else found[0], problem)
+    if found is None:
+        if any(volume_ml is not None for volume_ml in volumes_ml):
+            for name, volume_ml in zip(names, volumes_ml, strict=True):
+                rows.append({"pass": last, "structure": name, "volume_ml": volume_ml})
+        return Scored(_of_case(rows, case, names), problem=problem)
+    for number in range(1, last + 1) if every_pass else sorted({1, last}):
+        compared = mask
+        if number < last:
+            tidying = structures, least_part_mm3
+            labels = bone_labels(results[number - 1], scan.upright.grid, *tidying)
+            compared = own_grid_labels(results[number - 1], scan.grid, labels, *tidying)
+        for row in compare(compared, found[0], scan.grid.spacing_mm, names, found[1]):
+            rows.append({"pass": number, **row})
+    return Scored(_of_case(rows, case, names), upright_labels(found[0], scan.grid))
+
+
+def _of_case(rows: list[dict[str, Any]], case: Case, names: Sequence[str]) -> list[dict[str, Any]]:
+    return [row | {"case": case.name, "value": names.index(row["structure"]) + 1} for row in rows]
 
 
 def reference_labels(
-    case: Case,
-    grid: Grid,
-    structures: Sequence[Structure],
-    tilted: CT | None = None,
-    rules: Identify = by_codes,
+    case: Case, scan: Scan, structures: Sequence[Structure], rules: Identify = by_codes
 ) -> tuple[np.ndarray, list[str]] | None:
-    """The reference's label map on the scan's upright grid in the model's order, and each
-    structure's status; None where no reference lies beside the scan.
+    """The reference's label map on the scan's grid in the model's order, and each structure's
+    status; None where no reference lies beside the scan.
 
     Raises:
-        ValueError: the reference cannot be read or does not fit.
+        ValueError: the reference cannot be read, does not fit, or is of another convention.
     """
     if case.seg:
-        found = read_reference(case.seg, upright_grid(grid), rules, tilted)
+        found = read_reference(case.seg, scan.upright.grid, rules, scan.tilted)
         values = {segment.structure.key: 1 + k for k, segment in enumerate(found.segments)}
         statuses = {segment.structure.key: segment.status for segment in found.segments}
         lookup = np.zeros(len(found.segments) + 1, np.uint8)
         for k, structure in enumerate(structures):
             lookup[values.get(structure.key, 0)] = 1 + k
         lookup[0] = 0
-        return lookup[found.labels()], [statuses.get(s.key, "absent") for s in structures]
+        labels = _back(Volume(lookup[found.labels()], scan.upright.grid), scan.grid)
+        return labels, [statuses.get(s.key, "absent") for s in structures]
     if case.reference_path is None:
         return None
-    image = from_sitk(sitk.ReadImage(str(case.reference_path)))
-    if image.grid.size != grid.size or not np.allclose(
-        image.grid.affine, grid.affine, atol=SAME_PLACE_MM
-    ):
-        raise ValueError(f"{case.reference_path.name} does not lie on the scan's grid")
-    with np.errstate(invalid="ignore"):
-        labels = image.array.astype(np.uint8)
-    if not np.array_equal(labels, image.array):
-        raise ValueError(f"{case.reference_path.name}: labels must be whole numbers from 0 to 255")
-    if axis_order(grid) is None:
-        to = upright_grid(grid)
-        nearest = sitk.Transform(), sitk.sitkNearestNeighbor
-        resampled = sitk.Resample(
-            to_sitk(Volume(labels, grid)),
-            to.size,
-            *nearest,
-            to.origin_mm,
-            to.spacing_mm,
-            to.direction,
+    lattice = scan.sheared or Lattice(scan.grid.affine, scan.grid.size)
+    labels, status = read_label_map(case.reference_path, lattice, structures)
+    if scan.sheared:
+        labels = _unsheared(labels, scan.sheared, scan.grid)
+    placed = Volume(upright_labels(labels, scan.grid), scan.upright.grid)
+    reason = contradiction(placed, structures)
+    if reason is not None:
+        raise ValueError(
+            f"{case.reference_path.name}: {reason}, so that its labels or its axes are others "
+            f"than the scan's and the network's"
         )
-        labels = sitk.GetArrayFromImage(resampled).T
-    else:
-        labels = upright(Volume(labels, grid)).array
-    boxes = boxes_of(labels, len(structures))
-    return labels, ["empty" if box is None else "complete" for box in boxes]
+    return labels, status
+
+
+def _unsheared(labels: np.ndarray, lattice: Lattice, grid: Grid) -> np.ndarray:
+    """A label map of a sheared lattice on the grid that its scan was resampled to: what makes up
+    half of a voxel at least."""
+    moved = np.zeros(grid.size, labels.dtype)
+    for value in range(1, int(labels.max(initial=0)) + 1):
+        part = (labels == value).astype(np.float32)
+        moved[resample_lattice(part, lattice.affine, grid, 0.0).array >= 0.5] = value
+    return moved
+
+
+def upright_labels(labels: np.ndarray, grid: Grid) -> np.ndarray:
+    """A label map on the scan's grid on its upright one: the nearest label where it is oblique."""
+    if axis_order(grid) is not None:
+        return upright(Volume(labels, grid)).array
+    return _nearest(Volume(labels, grid), upright_grid(grid))
+
+
+def _back(volume: Volume, grid: Grid) -> np.ndarray:
+    """The inverse of `upright_labels`."""
+    if axis_order(grid) is not None:
+        return from_upright(volume.array, grid)
+    return _nearest(volume, grid)
+
+
+def _nearest(volume: Volume, to: Grid) -> np.ndarray:
+    placed = to.origin_mm, to.spacing_mm, to.direction
+    nearest = sitk.Transform(), sitk.sitkNearestNeighbor
+    return sitk.GetArrayFromImage(sitk.Resample(to_sitk(volume), to.size, *nearest, *placed)).T

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -11,6 +12,14 @@ from multipass.geometry.volume import Grid, floats3, ints3
 # A lattice that a grid meets to half a voxel at all corners is that grid, written with rounding;
 # beyond it is sheared, as a gantry counts as tilted.
 SAME_VOXEL = 0.5
+
+
+@dataclass(frozen=True)
+class Lattice:
+    """`size` voxels at the places that an affine gives their indices."""
+
+    affine: np.ndarray
+    size: tuple[int, int, int]
 
 
 def corners_mm(affine: np.ndarray, size: Sequence[int]) -> np.ndarray:

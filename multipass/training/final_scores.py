@@ -17,18 +17,18 @@ from tqdm import tqdm
 from multipass.data.case import Case
 from multipass.data.cohort import Cohort
 from multipass.data.prepare import find_images
+from multipass.data.scan import read_scan
 from multipass.dicom.choice import choose
-from multipass.dicom.ct import read_ct
 from multipass.dicom.seg_reader import Identify
 from multipass.dicom.series import short
 from multipass.evaluation.metrics import METRICS
 from multipass.evaluation.scoring import score
 from multipass.evaluation.tables import score_lines, write_summary
 from multipass.files import replacing
-from multipass.geometry.volume import upright
 from multipass.model.checkpoint import Model
 from multipass.model.maps import bone_labels
 from multipass.model.passes import precision, segment
+from multipass.model.way_back import own_grid_labels
 from multipass.structures import by_codes
 from multipass.training.batches import Validation
 from multipass.training.trainer import patient_dice
@@ -125,18 +125,16 @@ def find_case(patient_id: str, source: Mapping[str, Any], dicom_dir: Path) -> Ca
 
 
 def _score_scan(case: Case, model: Model, rules: Identify) -> list[dict[str, Any]]:
-    assert case.series is not None
-    ct = read_ct(case.series)
-    volume = upright(ct.volume)
-    results = segment(model, volume, keep_all=True)
+    scan = read_scan(case)
+    results = segment(model, scan.upright, keep_all=True)
+    labels = bone_labels(results[-1], scan.upright.grid, model.structures)
     scored = score(
         case,
-        ct.volume.grid,
-        bone_labels(results[-1], volume.grid, model.structures),
+        scan,
+        own_grid_labels(results[-1], scan.grid, labels, model.structures),
         results,
         model.structures,
         volumes_ml=[None] * len(model.structures),
-        tilted=ct if ct.is_tilted else None,
         rules=rules,
         every_pass=True,
     )

@@ -106,13 +106,22 @@ def test_links_to_folders_are_followed_once(tmp_path, patient):
 
 
 def test_references_beside_image_files(tmp_path):
-    for name in ("a.nii.gz", "a_seg.nii.gz", "b.nrrd", "b-label.mha", "c_seg.nii.gz"):
+    for name in (
+        "a.nii.gz",
+        "a_seg.nii.gz",
+        "b.nrrd",
+        "b-label.mha",
+        "c_seg.nii.gz",
+        "d.nrrd",
+        "d.seg.nrrd",
+    ):
         (tmp_path / name).write_bytes(b"")
     found, _ = cases(tmp_path)
-    assert sorted(found) == ["a", "b", "c_seg"]
+    assert sorted(found) == ["a", "b", "c_seg", "d"]
     assert found["a"].reference_path == tmp_path / "a_seg.nii.gz"
     assert found["b"].reference_path == tmp_path / "b-label.mha"
     assert found["c_seg"].reference_path is None
+    assert found["d"].reference_path == tmp_path / "d.seg.nrrd"
 
 
 def test_names_are_safe_and_unique(tmp_path):

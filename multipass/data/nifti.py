@@ -83,7 +83,7 @@ def _header(file: Stream, path: Path) -> Any:
             header = np.frombuffer(content, layout)[0]
             if header["magic"] == magic:
                 return header
-    raise ValueError(f"{path.name}: no header of a NIfTI file in one piece")
+    raise ValueError(f"{path.name}: cannot be read, no header of a NIfTI file in one piece")
 
 
 def _voxels(file: Stream, header: Any, path: Path) -> np.ndarray:

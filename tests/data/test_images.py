@@ -233,7 +233,7 @@ def test_no_nifti_and_no_volume(tmp_path):
     path = tmp_path / "scan.nii"
     for content in (b"", b"abc", bytes(400), gzip.compress(b"abc")):
         path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"scan\.nii: no header"):
+        with pytest.raises(ValueError, match=r"scan\.nii: cannot be read, no header"):
             read_image(path)
     write_nifti(path, np.zeros((5, 1, 9), np.int16), AFFINE)
     with pytest.raises(ValueError, match="at least 3 along each axis"):

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.ndimage import gaussian_filter
 
+from multipass.phantom.anatomy.extremities import shaft
 from multipass.phantom.anatomy.lattice import Block, enlarged, lattice_points
 from multipass.phantom.anatomy.shapes import along
 from multipass.phantom.recipe import Recipe
@@ -25,6 +26,7 @@ HU_CHANGE = 0.12  # of the cortex, relative, over a few centimetres
 CORTEX_RANGE_MM = (0.6, 3.5)  # of `Recipe.cortex_mm`
 SHAFT_START_MM, SHAFT_END_MM, SHAFT_BLEND_MM = -45.0, -330.0, 60.0
 SHAFT_CORTEX_MM = (4.0, 8.0)
+SHAFT_REACH_MM = 28.0  # of the other long bones' thick cortex, from the middle of their shafts
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def bone_tissue(
     step = block.step_mm
     points = lattice_points(np.zeros(3), coarse_shape, step * COARSE)
     local = to_frame(points + (block.start * step).astype(np.float32))
-    sites = _sites(name)
+    sites = _sites(name, recipe.limbs)
     if sites is SACRUM:
         local[:, 0] = np.abs(local[:, 0])
     low, high, filling = _by_site(sites, local, _usual_cortex(recipe, sites))
@@ -111,8 +113,10 @@ def bone_tissue(
     return BoneTissue(block.array + cortex, hu, core)
 
 
-def _sites(name: str) -> tuple[Site, ...]:
+def _sites(name: str, arms: str) -> tuple[Site, ...]:
     parts = {"hip bone": HIP, "sacrum": SACRUM, "femur": FEMUR}
+    if long := shaft(name.partition(" ")[2], arms):
+        return (Site(long[0], SHAFT_REACH_MM, long[1], 0.0),)
     return next((sites for part, sites in parts.items() if name.endswith(part)), ())
 
 

@@ -7,10 +7,11 @@ pelvis, such as the heads of the humeri. Left side, pelvis frame (from the knee 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache, partial
+from functools import cache
 
 import numpy as np
 
+from multipass.phantom.anatomy.extremities import ARMS, both, foot_bones, hand, rod
 from multipass.phantom.anatomy.lattice import Shape
 from multipass.phantom.anatomy.shapes import (
     Cloud,
@@ -34,15 +35,11 @@ FAT_REACH_MM = 90.0  # from the flesh, more than fat is thick there
 SKULL_MM = 7.0
 CRANIUM = ((0, -2, 735), (74, 93, 80))
 FACE = ((0, -62, 668), (52, 34, 48))
-# Orbit, sinus, nose
+# Orbit; then what holds air: maxillary sinus, nose, ethmoid cells, sphenoid and frontal sinuses
 HOLLOWS = (
     ((32, -86, 690), (19, 22, 17)), ((27, -64, 656), (15, 20, 15)), ((0, -70, 660), (12, 44, 20)),
+    ((9, -68, 688), (6, 20, 9)), ((8, -34, 686), (8, 10, 8)), ((11, -90, 716), (9, 5, 9)),
 )  # fmt: skip
-# Shoulder, elbow, wrist, ends of the fingers
-ARMS = {
-    "arms down": ((172, 18, 498), (212, 34, 205), (208, 4, -40), (196, -12, -190)),
-    "arms up": ((172, 8, 512), (178, -34, 800), (60, -70, 935), (-60, -76, 1010)),
-}  # fmt: skip
 ARM_RADII_MM = (46, 42, 31, 14)
 
 
@@ -51,9 +48,9 @@ def upper_bones(arms: str) -> list[tuple[str, Shape, Box, bool]]:
     shoulder, elbow, wrist, fingers = (np.asarray(place, float) for place in ARMS[arms])
     clouds = {
         "humerus": _humerus(shoulder, elbow),
-        "radius": _rod(elbow + (8, 0, 0), wrist + (8, 0, 0), 9, 6.5, 12),
-        "ulna": _rod(elbow - (8, 0, 0), wrist - (8, 0, 0), 12, 6, 8),
-        "hand": _rod(wrist, fingers, 16, 9, 7),
+        "radius": rod(elbow + (8, 0, 0), wrist + (8, 0, 0), 9, 6.5, 12),
+        "ulna": rod(elbow - (8, 0, 0), wrist - (8, 0, 0), 12, 6, 8),
+        "hand": hand(wrist, fingers, arms),
         "clavicle": tube([(14, -78, 505, 11), (60, -80, 518, 6), (130, -20, 535, 6),
                           (162, 6, 532, 7)]),
         "scapula": _scapula(),
@@ -82,33 +79,9 @@ def lower_bones() -> list[tuple[str, Cloud, Box]]:
     patella = sheet(
         [[(18, -38, -402, 8), (40, -38, -402, 8)], [(23, -37, -426, 7), (35, -37, -426, 7)]]
     )
-    clouds = {"tibia": _both(tube(tibia), tube(plateau)), "fibula": tube(fibula),
+    clouds = {"tibia": both(tube(tibia), tube(plateau)), "fibula": tube(fibula),
               "patella": patella}  # fmt: skip
-    return [(name, cloud, _box(cloud)) for name, cloud in (clouds | _foot_bones()).items()]
-
-
-def _foot_bones() -> dict[str, Cloud]:
-    """A foot that hangs down as it does on a table: the toes lie lower than the heel."""
-    rays = {}
-    for i in range(5):
-        base, ball, tip = (
-            np.array(place)
-            for place in (
-                (12 + 9 * i, -42 + 5 * i, -872 + 4 * i), (4 + 14 * i, -86 + 8 * i, -912 + 6 * i),
-                (3 + 15 * i, -122 + 14 * i, -932 + 8 * i),
-            )
-        )  # fmt: skip
-        thick = 1.5 if i == 0 else 1.0
-        metatarsal = _rod(base, ball, 7 * thick, 4 * thick, 6 * thick)
-        toe = _rod(ball + 0.3 * (tip - ball), tip, 5 * thick, 3.5 * thick, 4 * thick)
-        rays[f"metatarsal {i + 1}"], rays[f"toe {i + 1}"] = metatarsal, toe
-    return {
-        "talus": tube([(24, 22, -832, 13), (22, 4, -832, 14), (16, -12, -844, 11)]),
-        "calcaneus": tube([(30, -6, -860, 11), (27, 20, -864, 14), (25, 50, -866, 16)]),
-        "tarsus": sheet(
-            [[(12, -22, -856, 10), (40, -14, -864, 9)], [(12, -32, -864, 9), (44, -20, -860, 8)]]
-        ),
-    } | rays
+    return [(name, cloud, _box(cloud)) for name, cloud in (clouds | foot_bones()).items()]
 
 
 def with_condyles(femur: Shape, box: Box) -> tuple[Shape, Box]:
@@ -124,28 +97,16 @@ def with_condyles(femur: Shape, box: Box) -> tuple[Shape, Box]:
 @cache
 def _condyles() -> Cloud:
     sides = [tube([(x, -10, -414, 17), (x, 10, -424, 21), (x, 28, -418, 18)], 3.0) for x in (8, 50)]
-    return _both(*sides, tube([(28, 12, -400, 25), (29, 2, -414, 22)], 3.0))
-
-
-def _both(*clouds: Cloud) -> Cloud:
-    return Cloud(np.concatenate([np.column_stack([c.tree.data, c.radii[:-1]]) for c in clouds]))
+    return both(*sides, tube([(28, 12, -400, 25), (29, 2, -414, 22)], 3.0))
 
 
 def _box(cloud: Cloud) -> Box:
     return tuple(cloud.lower - cloud.thickest), tuple(cloud.upper + cloud.thickest)
 
 
-def _rod(
-    start: np.ndarray, end: np.ndarray, first_mm: float, shaft_mm: float, last_mm: float
-) -> Cloud:
-    """A long bone with thick ends."""
-    places, radii = (0, 0.12, 0.5, 0.9, 1), (first_mm, shaft_mm * 1.15, shaft_mm, shaft_mm, last_mm)
-    return tube([(*(start + t * (end - start)), r) for t, r in zip(places, radii, strict=True)])
-
-
 def _humerus(shoulder: np.ndarray, elbow: np.ndarray) -> Cloud:
     head = tube([(*(shoulder - (14, 0, 0)), 23), (*shoulder, 21)], 3.0)
-    return _both(head, _rod(shoulder, elbow, 21, 11.5, 17))
+    return both(head, rod(shoulder, elbow, 21, 11.5, 17))
 
 
 def _scapula() -> Cloud:
@@ -157,14 +118,14 @@ def _scapula() -> Cloud:
         ]
     )
     ridge = tube([(84, 92, 506, 5), (128, 76, 526, 6), (166, 40, 536, 8), (176, 10, 532, 7)])
-    return _both(blade, ridge)
+    return both(blade, ridge)
 
 
 def skull(points: np.ndarray) -> np.ndarray:
     """A shell around the brain, and a face with orbits, sinuses and a nose."""
     brain = cranium(points)
     shell = smooth_max(brain, -SKULL_MM - brain, 2)
-    p = _folded(points)
+    p = folded(points)
     face = ellipsoid(p, *FACE)
     for centre, radii in HOLLOWS:
         face = smooth_max(face, -ellipsoid(p, centre, radii), 3)
@@ -179,19 +140,19 @@ def cranium(points: np.ndarray) -> np.ndarray:
 def _jaw() -> Cloud:
     half = [(50, -12, 668, 7), (47, -20, 636, 8), (42, -34, 614, 9), (26, -72, 604, 8),
             (0, -90, 602, 10)]  # fmt: skip
-    return _both(tube(half), tube([(-x, *rest) for x, *rest in half]))
+    return both(tube(half), tube([(-x, *rest) for x, *rest in half]))
 
 
 @cache
 def teeth() -> Cloud:
     arch = [(30, -62), (24, -78), (10, -90), (0, -92)]
     rows = [[(x, y, z, 4.5) for x, y in arch] for z in (624, 634)]
-    return _both(*[tube([(s * x, *rest) for x, *rest in row]) for row in rows for s in (1, -1)])
+    return both(*[tube([(s * x, *rest) for x, *rest in row]) for row in rows for s in (1, -1)])
 
 
 def outline(points: np.ndarray, arms: str) -> np.ndarray:
     """Distance to the flesh of head, neck, shoulders and arms, points in the pelvis frame."""
-    p = _folded(points)
+    p = folded(points)
     arm = [(*place, r) for place, r in zip(ARMS[arms], ARM_RADII_MM, strict=True)]
     parts = [
         ellipsoid(p, CRANIUM[0], [r + 6 for r in CRANIUM[1]]),
@@ -216,7 +177,7 @@ def with_foot(leg: np.ndarray, points: np.ndarray) -> np.ndarray:
     return leg
 
 
-def _folded(points: np.ndarray) -> np.ndarray:
+def folded(points: np.ndarray) -> np.ndarray:
     """The points of the right side mirrored onto the left."""
     return np.stack([np.abs(points[:, 0]), points[:, 1], points[:, 2]]).T
 
@@ -247,4 +208,3 @@ CALF = (
     tube([(44, 40, -450, 13), (44, 40, -520, 20), (38, 36, -610, 15), (32, 32, -720, 8)], 6.0),
     tube([(46, -6, -490, 8), (46, -4, -560, 12), (42, -4, -700, 6)], 6.0),
 )
-HEART = partial(ellipsoid, centre=(22, -58, 372), radii=(56, 48, 52))

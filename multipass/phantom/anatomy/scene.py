@@ -10,6 +10,7 @@ import numpy as np
 
 from multipass.phantom.anatomy import joints, limbs, spine
 from multipass.phantom.anatomy.bone_tissue import BoneTissue, bone_tissue
+from multipass.phantom.anatomy.extremities import IN_FEMUR_FRAME
 from multipass.phantom.anatomy.implants import (
     METAL_HU,
     metal_parts,
@@ -286,6 +287,6 @@ class Skeleton:
     def _frame(self, name: str) -> Callable[[np.ndarray], np.ndarray]:
         """From the scene to the frame in which a bone is modelled."""
         side = -1 if name.startswith("right") else 1
-        if name.endswith("femur"):
+        if name.endswith(IN_FEMUR_FRAME):
             return partial(self.pose.to_femur, side=side)
         return lambda points: self.pose.to_pelvis(points) * np.array((side, 1, 1), np.float32)

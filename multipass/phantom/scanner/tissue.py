@@ -16,12 +16,14 @@ from multipass.phantom.anatomy.shapes import Cloud, ellipsoid, tube
 from multipass.phantom.anatomy.soft_tissue import ARTERIES, BOWEL_BOX, MUSCLES, THIGH_MUSCLES, VEINS
 from multipass.phantom.scanner.canvas import Canvas
 from multipass.phantom.scanner.surroundings import paint_surroundings
+from multipass.phantom.scanner.upper_body import paint_chest, paint_head, paint_lungs
 
 SKIN_MM = 2.0
 GAS_HU = -980.0
 FAT_HU, LEAST_FAT_HU = -95.0, -300.0
 PERITONEUM_MM = 5.0
 FLESH_MM = 5.0  # at least, over a real bone, whose place the outline does not know
+CHEST_MM = (290.0, 560.0)  # where the chest's organs lie, pelvis frame
 EDGE_MM = 7.0  # beyond a shape: fascia, walls and half a lattice step of soft edge
 
 
@@ -41,6 +43,8 @@ def paint_body(pose: Pose, bones: list[Bone]) -> tuple[Block, list[Bone]]:
     _paint_organs(canvas)
     # peritoneum and fat part gas from bone
     canvas.fill(np.where(canvas.hu < LEAST_FAT_HU, canvas.bone_mm - PERITONEUM_MM, 9), FAT_HU)
+    if pose.recipe.view:
+        _paint_masses(canvas)
     canvas.store()
     return canvas.block, canvas.painted
 
@@ -97,11 +101,15 @@ def _paint_muscle(
 def _paint_organs(canvas: Canvas) -> None:
     recipe, rng, p = canvas.recipe, canvas.rng, canvas.pelvis[1]
     top = recipe.top_mm / canvas.pose.size[2]
-    if top > 170:
+    bottom = float(p[:, 2].min(initial=np.inf))
+    if top > 170 and bottom < CHEST_MM[1]:
         _paint_upper_organs(canvas)
+        paint_lungs(canvas)
     if recipe.limbs:
         top = min(top, BOWEL_BOX[1][2])
-        _paint_heart_and_head(canvas)
+        if p[:, 2].max(initial=-np.inf) > CHEST_MM[0] and bottom < CHEST_MM[1]:
+            paint_chest(canvas)
+        paint_head(canvas)
     if recipe.view:
         top = BOWEL_BOX[1][2]
     if recipe.ascites:
@@ -125,17 +133,17 @@ def _paint_organs(canvas: Canvas) -> None:
             canvas.fill(distance, recipe.vessel_hu + rng.uniform(-10, 10), near)
 
 
-def _paint_heart_and_head(canvas: Canvas) -> None:
-    p, rng = canvas.pelvis[1], canvas.rng
-    canvas.fill(limbs.HEART(p), rng.uniform(20, 250))
-    brain = limbs.cranium(p)
-    canvas.fill(brain, (36 + 4 * canvas.noise(5)).astype(np.float32))
-    for side in (1, -1):
-        canvas.fill(ellipsoid(p, (side * 12, 0, 745), (7, 32, 9)), 8.0)
-        canvas.fill(ellipsoid(p, (side * 27, -70, 656), (13, 18, 13)), GAS_HU)
-        canvas.fill(ellipsoid(p, (side * 32, -92, 690), (13, 13, 13)), 15.0)
-    near, distance = limbs.AIRWAY.near(p, EDGE_MM)
-    canvas.fill(distance, GAS_HU, near)
+def _paint_masses(canvas: Canvas) -> None:
+    """Tumours and bleedings in the flesh, for which parts are often scanned."""
+    rng = canvas.recipe.rng("masses")
+    flesh = np.flatnonzero(canvas.outline < 0)
+    for _ in range(int(rng.choice([0, 0, 0, 1, 1, 2])) if flesh.size else 0):
+        centre = canvas.points[flesh[rng.integers(flesh.size)]].tolist()
+        radii = rng.uniform(10, 60) * rng.uniform(0.6, 1.3, 3)
+        mass = ellipsoid(canvas.points, centre, radii.tolist()) + 3 * canvas.noise(12)
+        mass = np.maximum(mass, canvas.outline + 1)
+        canvas.fill(mass, (rng.uniform(15, 90) + 12 * canvas.noise(5)).astype(np.float32))
+        canvas.fill(mass + 0.6 * radii.min(), rng.uniform(0, 60))
 
 
 def _paint_bladder(canvas: Canvas) -> None:
@@ -213,11 +221,8 @@ def _paint_upper_organs(canvas: Canvas) -> None:
     canvas.fill(np.maximum(liver, canvas.cavity), texture)
     canvas.fill(np.maximum(spleen, canvas.cavity), rng.uniform(50, 130))
     enhanced, pelvis_hu = rng.uniform(30, 210), float(rng.choice([-60.0, 10.0, 500.0]))
-    air = (-830 + 40 * canvas.noise(4)).astype(np.float32)
     for side in (1, -1):
         kidney = ellipsoid(p, (side * 62, 8, 205), (26, 24, 52))
         canvas.fill(kidney - 9, -100.0)
         canvas.fill(kidney, enhanced)
         canvas.fill(ellipsoid(p, (side * 50, 4, 205), (12, 10, 22)), pelvis_hu)
-        lung = ellipsoid(p, (side * 78, -25, 400), (58, 78, 110))
-        canvas.fill(np.maximum(lung, 318 - p[:, 2]), air)

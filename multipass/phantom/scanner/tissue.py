@@ -76,25 +76,30 @@ def _paint_muscles(canvas: Canvas) -> None:
     marbling = np.clip(canvas.noise(5) - rng.uniform(0.6, 2.2), 0, 1)
     muscle = (rng.uniform(40, 75) + 6 * canvas.noise(4) - 110 * marbling).astype(np.float32)
     fat = (rng.uniform(-110, -85) + 8 * canvas.noise(5)).astype(np.float32)
-    shrunk = (1 - rng.uniform(0.75, 1.1)) * 8
+    shrunk, coat_mm = (1 - rng.uniform(0.7, 1.1)) * 8, float(rng.uniform(0.2, 2.5))
     canvas.fill(np.maximum(canvas.cavity, canvas.outline + 9), fat)
     for side in (1, -1):
         for shape in MUSCLES:
             near, distance = shape.near(canvas.pelvis[side], EDGE_MM)
-            _paint_muscle(canvas, near, distance + shrunk, muscle, fat)
+            _paint_muscle(canvas, near, distance + shrunk, muscle, fat, coat_mm)
         legs = np.flatnonzero(canvas.points[:, 2] < 20)
         q = canvas.pose.to_femur(canvas.points[legs], side)
         for shape in THIGH_MUSCLES + (limbs.CALF if canvas.recipe.limbs else ()):
             near, distance = shape.near(q, EDGE_MM)
-            _paint_muscle(canvas, legs[near], distance + shrunk, muscle, fat)
+            _paint_muscle(canvas, legs[near], distance + shrunk, muscle, fat, coat_mm)
 
 
 def _paint_muscle(
-    canvas: Canvas, near: np.ndarray, distance: np.ndarray, muscle: np.ndarray, fat: np.ndarray
+    canvas: Canvas,
+    near: np.ndarray,
+    distance: np.ndarray,
+    muscle: np.ndarray,
+    fat: np.ndarray,
+    coat_mm: float,
 ) -> None:
-    """A muscle in its fascia: a thin coat of fat parts it from its neighbours."""
+    """A muscle in its fascia: a thin coat of fat parts it from its neighbours, or hardly any."""
     edge = canvas.outline[near]
-    canvas.fill(np.maximum(distance - 2.5, edge + 1), fat, near)
+    canvas.fill(np.maximum(distance - coat_mm, edge + 1), fat, near)
     canvas.fill(np.maximum(distance, edge + 2), muscle, near)
 
 

@@ -11,11 +11,17 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from multipass.data import patient_files
+from multipass.data.prepare import as_patient
+from multipass.dicom.seg_reader import Reference, Segment, marked_cut
 from multipass.files import claimed_otherwise
+from multipass.geometry.labelmaps import box_of
+from multipass.geometry.volume import ints3, touches_end, unseen_columns
 from multipass.phantom.anatomy.atlas import Atlas, load_atlas
 from multipass.phantom.recipe import patient_size
-from multipass.phantom.subject import make_subject
+from multipass.phantom.subject import Subject, make_subject
 from multipass.phantom.writer import write_subject
+from multipass.structures import OTHER_BONE, PELVIS
 
 OPTIONS_NAME = ".phantom.json"
 
@@ -42,6 +48,8 @@ class Options:
     """Which of the folder's subjects to draw from; those for testing never enter 'train'."""
     other_bone: bool = False
     """Write one more segment: all bone that is none of the five structures."""
+    files: bool = False
+    """Write patient files for training.py rather than DICOM, with the other bone in them."""
     jobs: int = 1
     """Patients made at the same time."""
 
@@ -49,7 +57,7 @@ class Options:
 def write_patient(options: Options, index: int) -> str:
     """Make and write one patient; the line to print."""
     name = f"Patient_{index + 1:02d}"
-    folder = options.output / name
+    folder = options.output / (f"{name}.pkl" if options.files else name)
     if folder.exists():
         return f"{name}: already there, kept"
     start = time.perf_counter()
@@ -57,7 +65,10 @@ def write_patient(options: Options, index: int) -> str:
     subject = make_subject(
         options.seed, index, matrix=options.matrix, size=size, atlas=_atlas(options)
     )
-    write_subject(folder, subject, other_bone=options.other_bone)
+    if options.files:
+        patient_files.write_patient(folder, patient_of(subject, name))
+    else:
+        write_subject(folder, subject, other_bone=options.other_bone)
     nx, ny, nz = subject.volume.grid.size
     sx, _, sz = subject.volume.grid.spacing_mm
     extra = "".join(f", {t}" for t in (subject.recipe.implant, subject.recipe.anatomy) if t)
@@ -65,6 +76,21 @@ def write_patient(options: Options, index: int) -> str:
         f"{name}: {nx} x {ny} x {nz} voxels of {sx:.2f} x {sx:.2f} x {sz:.2f} mm, "
         f"{subject.position}{extra}, {time.perf_counter() - start:.0f} s"
     )
+
+
+def patient_of(subject: Subject, name: str) -> dict:
+    """The patient file's dict of a subject, its other bone among the structures."""
+    volume = subject.volume
+    masks = {s: subject.label == value for value, s in enumerate(PELVIS, start=1)}
+    segments = []
+    for structure, mask in (masks | {OTHER_BONE: subject.other_bone}).items():
+        box = box_of(mask) or (slice(0, 0),) * 3
+        start = ints3(s.start for s in box)
+        cut = touches_end(start, mask[box].shape, mask.shape)
+        status = "empty" if not mask[box].size else "cut" if cut else "complete"
+        segments.append(Segment(structure, start, mask[box], status))
+    reference = Reference(volume.grid, tuple(segments), ())
+    return as_patient(name, volume, marked_cut(reference, unseen_columns(volume)), {})
 
 
 def _atlas(options: Options) -> Atlas | None:
@@ -110,8 +136,9 @@ def _claim(options: Options) -> None:
         ValueError: the folder holds patients of other options.
     """
     facts = {key: str(getattr(options, key)) for key in ("seed", "matrix", "size", "part")}
-    if options.other_bone:
-        facts["other-bone"] = "True"
+    for key in ("other_bone", "files"):
+        if getattr(options, key):
+            facts[key.replace("_", "-")] = "True"
     facts["anatomy"] = str(options.anatomy.resolve()) if options.anatomy else ""
     if differing := claimed_otherwise(options.output / OPTIONS_NAME, facts):
         key, value = differing

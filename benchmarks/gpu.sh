@@ -3,10 +3,12 @@
 #
 #   benchmarks/gpu.sh tests | steps | drawing | inference | compiled    one part
 #   benchmarks/gpu.sh a                     all of them, 150 s at most
+#   benchmarks/gpu.sh b                     a cohort drawn on all cores, and a training that follows it
 #   benchmarks/gpu.sh pack [ANATOMY]        what that computer lacks, into runs/carry
 #
 # Logs and figures go to $OUT (runs/gpu); what is measured there already is not measured again.
 #   PYTHON    the interpreter (python3)
+#   LIMIT     seconds that `b` may take in all (570)
 #   CARRY     folder of `pack`, whose packages are to be used
 #   DEVICE=cpu TINY=1 PATIENCE=10    tries the script without a GPU: tiny, ten times as patient
 set -uo pipefail
@@ -126,6 +128,43 @@ for path in sorted(source.glob("labelmaps/*_structures.nii.gz")):
 END
 }
 
+# What is best so far lies in OUT at any time: a run that is killed has not been for nothing.
+b() {
+    local work cohort run started=$SECONDS limit=${LIMIT:-570} cores drawn minutes
+    work=$(mktemp -d)
+    cohort=$work/cohort run=$work/run
+    mkdir -p "$work/anatomy" "$run"
+    "$PYTHON" -m tarfile -e "$CARRY/anatomy.tar.xz" "$work/anatomy" > /dev/null
+    cores=$(($(nproc) > 4 ? $(nproc) - 3 : 1))
+    OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 nice "$PYTHON" -m multipass.phantom --files \
+        --output "$cohort" --anatomy "$work/anatomy" --part train --size "${SIZE:-any}" \
+        --patients "${PATIENTS:-2000}" --seed "${SEED:-9000}" --matrix "${MATRIX:-320}" \
+        --jobs "$cores" > "$OUT/drawing.log" 2>&1 &
+    drawn=$!
+    until [ "$(find "$cohort" -name 'Patient_*.pkl' 2> /dev/null | wc -l)" -ge "${FIRST:-26}" ]; do
+        sleep 1
+        kill -0 "$drawn" || return 1
+    done
+    minutes=$("$PYTHON" -c "print(($limit - $((SECONDS - started)) - ${SPARE:-60}) / 60)")
+    printf 'drawn first: %s s; training: %s minutes\n' $((SECONDS - started)) "$minutes" \
+        >> "$OUT/parts.txt"
+    # shellcheck disable=SC2086
+    timeout $((limit - SECONDS + started - 10)) "$PYTHON" training.py --data "$cohort" \
+        --output "$run" --name gpu --follow --epochs 1000 --minutes "$minutes" --folds 5 \
+        --steps-per-epoch "${STEPS:-100}" --batch-size "${BATCH:-8}" --coarse "${COARSE:-0.25}" \
+        --augmentation 0.3 --ema 0.995 ${TRAINING:-} > "$OUT/training.log" 2>&1 &
+    while kill -0 $! 2> /dev/null; do
+        sleep 5
+        cp "$run/best_model.pth" "$run"/runs/gpu/{history.csv,curves.png} "$OUT" 2> /dev/null
+    done
+    cp "$run/best_model.pth" "$run"/runs/gpu/{history.csv,curves.png,config.json} "$OUT"
+    kill "$drawn" 2> /dev/null
+    printf 'patients drawn: %s\n' "$(find "$cohort" -name 'Patient_*.pkl' | wc -l)" \
+        >> "$OUT/parts.txt"
+    tr '\r' '\n' < "$OUT/training.log" | grep -a '^epoch [0-9]*: ' | tail -n 30
+    tail -n 12 "$OUT/training.log"
+}
+
 table() {
     printf '\n'
     cat "$OUT/parts.txt"
@@ -139,7 +178,7 @@ case ${1:-} in
         pack "${@:2}"
         exit
         ;;
-    tests | steps | compiled | drawing | inference) "$1" ;;
+    tests | steps | compiled | drawing | inference | b) "$1" ;;
     a)
         limit=$((SECONDS + 150 * PATIENCE))
         for name in tests steps drawing inference compiled; do

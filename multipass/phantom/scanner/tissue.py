@@ -22,6 +22,8 @@ SKIN_MM = 2.0
 GAS_HU = -980.0
 FAT_HU, LEAST_FAT_HU = -95.0, -300.0
 PERITONEUM_MM = 5.0
+GROWN_MM = (-1.5, 7.0)  # muscles beyond their shapes: from wasted to filling all space
+FASCIA_MM = (0.2, 1.2)  # half of what parts two muscles
 FLESH_MM = 5.0  # at least, over a real bone, whose place the outline does not know
 CHEST_MM = (290.0, 560.0)  # where the chest's organs lie, pelvis frame
 EDGE_MM = 7.0  # beyond a shape: fascia, walls and half a lattice step of soft edge
@@ -76,31 +78,29 @@ def _paint_muscles(canvas: Canvas) -> None:
     marbling = np.clip(canvas.noise(5) - rng.uniform(0.6, 2.2), 0, 1)
     muscle = (rng.uniform(40, 75) + 6 * canvas.noise(4) - 110 * marbling).astype(np.float32)
     fat = (rng.uniform(-110, -85) + 8 * canvas.noise(5)).astype(np.float32)
-    shrunk, coat_mm = (1 - rng.uniform(0.7, 1.1)) * 8, float(rng.uniform(0.2, 2.5))
     canvas.fill(np.maximum(canvas.cavity, canvas.outline + 9), fat)
+    grown = np.float32(rng.uniform(*GROWN_MM))
+    nearest, second = _muscle_distances(canvas, grown)
+    fascia = rng.uniform(*FASCIA_MM) - (second - nearest) / 2
+    canvas.fill(np.maximum(nearest - 2.5, canvas.outline + 1), fat)
+    canvas.fill(np.maximum(np.maximum(nearest, fascia), canvas.outline + 2), muscle)
+
+
+def _muscle_distances(canvas: Canvas, grown_mm: np.float32) -> tuple[np.ndarray, np.ndarray]:
+    """Distances to the nearest and the second nearest muscle, all grown until they meet."""
+    nearest, second = (np.full(len(canvas.all), EDGE_MM, np.float32) for _ in range(2))
+    everywhere, legs = np.arange(len(canvas.all)), np.flatnonzero(canvas.points[:, 2] < 20)
     for side in (1, -1):
-        for shape in MUSCLES:
-            near, distance = shape.near(canvas.pelvis[side], EDGE_MM)
-            _paint_muscle(canvas, near, distance + shrunk, muscle, fat, coat_mm)
-        legs = np.flatnonzero(canvas.points[:, 2] < 20)
         q = canvas.pose.to_femur(canvas.points[legs], side)
-        for shape in THIGH_MUSCLES + (limbs.CALF if canvas.recipe.limbs else ()):
-            near, distance = shape.near(q, EDGE_MM)
-            _paint_muscle(canvas, legs[near], distance + shrunk, muscle, fat, coat_mm)
-
-
-def _paint_muscle(
-    canvas: Canvas,
-    near: np.ndarray,
-    distance: np.ndarray,
-    muscle: np.ndarray,
-    fat: np.ndarray,
-    coat_mm: float,
-) -> None:
-    """A muscle in its fascia: a thin coat of fat parts it from its neighbours, or hardly any."""
-    edge = canvas.outline[near]
-    canvas.fill(np.maximum(distance - coat_mm, edge + 1), fat, near)
-    canvas.fill(np.maximum(distance, edge + 2), muscle, near)
+        thigh = THIGH_MUSCLES + (limbs.CALF if canvas.recipe.limbs else ())
+        placed = [(shape, canvas.pelvis[side], everywhere) for shape in MUSCLES]
+        for shape, points, index in placed + [(shape, q, legs) for shape in thigh]:
+            near, distance = shape.near(points, EDGE_MM + float(grown_mm))
+            where, distance = index[near], np.minimum(distance - grown_mm, EDGE_MM)
+            before = nearest[where]
+            second[where] = np.minimum(second[where], np.maximum(before, distance))
+            nearest[where] = np.minimum(before, distance)
+    return nearest, second
 
 
 def _paint_organs(canvas: Canvas) -> None:

@@ -1,10 +1,13 @@
 """What the scanner adds: blur in millimetres whatever the pixels."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
-from multipass.phantom.recipe import kernel
-from multipass.phantom.scanner.acquisition import blurred
+from multipass.phantom.recipe import draw_recipe, kernel
+from multipass.phantom.scanner.acquisition import blurred, truncation_rim
+from multipass.phantom.scanner.streaks import dark_bands
 
 
 @pytest.mark.parametrize("pixel_mm", [0.5, 0.8, 1.6, 3.0])
@@ -24,3 +27,21 @@ def test_kernels_blur_by_what_scanners_do_and_sharpen_or_smooth():
     drawn = [kernel(softness) for softness in np.linspace(-1, 1, 21)]
     assert all(0.4 <= k["blur_mm"] <= 0.9 for k in drawn)
     assert all(k["sharpness"] == 0 or k["blur_mm"] == 0.4 for k in drawn)
+
+
+def test_it_is_dark_between_two_bones_and_nowhere_else():
+    picture = np.full((60, 40), 40.0, np.float32)
+    picture[10:15, 18:22] = picture[45:50, 18:22] = 1200.0
+    band = dark_bands(picture, 2.0, 1.0)
+    assert band[30, 20] == pytest.approx(-10, rel=0.2)  # 10 mm on either side
+    assert np.all(band[[0, 59]] == 0) and np.all(np.abs(band[:, [5, 35]]) < 1e-3)
+    np.testing.assert_allclose(dark_bands(picture[::-1], 2.0, 1.0)[::-1], band, atol=1e-3)
+
+
+def test_rims_are_bright_at_the_circle_alone_and_only_where_a_circle_cuts():
+    recipes = [replace(draw_recipe(1, i, 512), padding=0) for i in range(12)]
+    rims = [truncation_rim(recipe) for recipe in recipes]
+    bright = [rim for rim in rims if rim.any()]
+    assert 2 <= len(bright) < len(rims)
+    assert all(rim[256, 0] > 40 and rim[256, 256] < 0.01 * rim[256, 0] for rim in bright)
+    assert not any(truncation_rim(replace(recipe, padding=None)).any() for recipe in recipes)

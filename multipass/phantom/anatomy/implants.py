@@ -82,6 +82,20 @@ def _hip_screw() -> tuple[Cloud, ...]:
     return plate, tube([(56, 9, -50, 4.5), (-4, 2, 6, 4.5)]), *screws
 
 
+@cache
+def _femoral_plate() -> tuple[Cloud, ...]:
+    """Along the side of the shaft, with screws through both walls of it."""
+    heights = (-40, -80, -180, -290)
+    rows = [
+        [(x, y, z, 2.3) for y in (0, 6, 12)] for x, z in zip((62, 57, 55, 53), heights, strict=True)
+    ]
+    screws = [tube([(58, 6, z, 2.4), (24, 7, z, 2.1)]) for z in range(-80, -291, -35)]
+    return sheet(rows), *screws
+
+
+FEMORAL = {"femoral nail": _nail, "hip screw": _hip_screw, "femoral plate": _femoral_plate}
+
+
 def _any_of(points: np.ndarray, parts: Sequence[Cloud]) -> np.ndarray:
     return np.minimum.reduce([part(points) for part in parts])
 
@@ -162,7 +176,7 @@ def metal_parts(
         box = ((-15, -12, -72), (68, 20, 14))
         parts.append(Metal("neck screws", "femur", chosen, _neck_screws(), box))
     shaft_box = ((-12, -8, -396), (70, 22, 14))
-    for name, parts_of in (("femoral nail", _nail), ("hip screw", _hip_screw)):
+    for name, parts_of in FEMORAL.items():
         if implant == name:
             shape = partial(_any_of, parts=parts_of())
             parts.append(Metal(name, "femur", chosen, shape, shaft_box))

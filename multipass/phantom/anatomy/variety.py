@@ -13,8 +13,9 @@ import numpy as np
 from multipass.phantom.recipe import Recipe, kernel, of_size
 
 IMPLANTS = {
-    "": 0.66, "prosthesis": 0.1, "two prostheses": 0.05, "sacroiliac screws": 0.04,
-    "femoral neck screws": 0.03, "femoral nail": 0.03, "hip screw": 0.03, "plates": 0.06,
+    "": 0.63, "prosthesis": 0.1, "two prostheses": 0.05, "sacroiliac screws": 0.04,
+    "femoral neck screws": 0.03, "femoral nail": 0.03, "hip screw": 0.03,
+    "femoral plate": 0.03, "plates": 0.06,
 }  # fmt: skip
 # Place of the cut, and its share
 FRACTURES = {

@@ -9,13 +9,14 @@ from multipass.geometry.volume import Grid
 from multipass.phantom.anatomy.lattice import Block
 from multipass.phantom.anatomy.scene import OTHER_BONE_VALUE, Bone
 from multipass.phantom.recipe import Recipe
-from multipass.phantom.scanner.streaks import streaks
+from multipass.phantom.scanner.streaks import dark_bands, streaks
 
 FINE_MM = 1.3  # thick slices are averaged over planes about this far apart
 HU_RANGE = (-1024, 3071)
 METAL = -1
 NO_TISSUE_HU = -500.0
 EVERYWHERE = (slice(None), slice(None))
+HARDENING = (0.0, 1.5)  # HU per mm of dense bone on either side
 SHARPEN_MM = 0.9  # sigma of what a sharp kernel subtracts
 THREE_TAPS_PX = 0.6
 
@@ -97,7 +98,8 @@ def render(
     ground = Sampler(body, xs, ys)
     rng, streak_rng = recipe.rng("noise"), recipe.rng("streaks")
     strength = streak_rng.uniform(0.3, 1.2)
-    drift = _drift(recipe)
+    hardening = recipe.rng("hardening").uniform(*HARDENING)
+    drift = _drift(recipe) + truncation_rim(recipe)
     for k, z in enumerate(zs):
         picture, fills = _slice(recipe, samplers, ground, z)
         metal = fills.pop(METAL, None)
@@ -111,7 +113,8 @@ def render(
             best[better] = fill[better]
         if other is not None:
             label[k].T[(other >= 0.5) & (label[k].T == 0)] = OTHER_BONE_VALUE
-        picture += drift * (picture > NO_TISSUE_HU)
+        tissue = picture > NO_TISSUE_HU
+        picture += (drift + dark_bands(picture, recipe.pixel_mm, hardening)) * tissue
         hu[k] = _finish(recipe, picture.T, rng)
     return hu.T, label.T
 
@@ -122,6 +125,17 @@ def _drift(recipe: Recipe) -> np.ndarray:
     weights = recipe.rng("drift").normal(0, 1, 3).astype(np.float32)
     shape = weights[0] * across + weights[1] * deep + weights[2] * (across**2 + deep**2 - 0.5)
     return np.float32(recipe.shading_hu) * shape
+
+
+def truncation_rim(recipe: Recipe) -> np.ndarray:
+    """HU (X, Y) by which a body is too bright at the circle that cuts it, half of the time."""
+    rng = recipe.rng("truncation")
+    if recipe.padding is None or rng.random() < 0.5:
+        return np.zeros((recipe.matrix,) * 2, np.float32)
+    peak_hu, width_mm = rng.uniform(50, 400), rng.uniform(3, 15)
+    place = (np.arange(recipe.matrix) - (recipe.matrix - 1) / 2) * recipe.pixel_mm
+    inwards = recipe.matrix * recipe.pixel_mm / 2 - np.hypot(place[:, None], place)
+    return (peak_hu * np.exp(-np.maximum(inwards, 0) / width_mm)).astype(np.float32)
 
 
 def _slice(

@@ -24,6 +24,7 @@ from multipass.phantom.writer import write_subject
 from multipass.structures import OTHER_BONE, PELVIS
 
 OPTIONS_NAME = ".phantom.json"
+Size = Literal["pelvis", "abdomen", "body", "ctpel", "mixed", "views", "any", "small"]
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,11 @@ class Options:
     """Seed of the cohort."""
     matrix: int = 512
     """Pixels a side of a slice, 32 to 1024."""
-    size: Literal["pelvis", "abdomen", "body", "mixed", "views", "any", "small"] | None = None
+    size: Size | None = None
     """Length of the scans; by default a quarter show the abdomen, too, and none a whole body;
-    mixed: a sixth show a whole body; views: all show a part, such as one hip, a thigh, a slab, a
-    head or a chest, on at most --matrix pixels a side; any: half are views, half are mixed."""
+    ctpel: all show crests to ischia in 512 fine pixels a side and slices of 0.8 mm; mixed: a sixth
+    show a whole body; views: all show a part, such as one hip, a thigh, a slab, a head or a chest,
+    on at most --matrix pixels a side; any: half are views, 30 % ctpel, 20 % mixed."""
     anatomy: Path | None = None
     """Folder of real bone surfaces to build the patients around; parametric bones by default."""
     part: Literal["all", "train", "test"] = "all"

@@ -10,7 +10,9 @@ POSITIONS = ("HFS", "HFP", "FFS", "FFP")
 IMPLANTS = ("", "prosthesis", "two prostheses", "sacroiliac screws", "femoral neck screws")
 
 BODY_SHARE = 1 / 6  # of whole bodies in a mixed cohort
-VIEW_SHARE = 1 / 2  # of views in a cohort of any size; the others are mixed
+VIEW_SHARE = 1 / 2  # of views in a cohort of any size
+# Of the others, as fine scans of the pelvis: at least a third of a cohort of any size is fine
+CTPEL_SHARE = 0.6
 
 
 @dataclass(frozen=True)
@@ -107,7 +109,8 @@ def draw_recipe(seed: int, index: int, matrix: int = 512, size: str | None = Non
     Args:
         matrix: pixels a side of a slice.
         size: 'pelvis' (240 to 350 mm tall), 'abdomen' (430 to 600 mm), 'body' (shoulders, neck or
-            crown to thighs, shins or feet), 'small' (coarse slices, for tests) or None for a random
+            crown to thighs, shins or feet), 'ctpel' (fine and short, as CTPEL's; on 512 pixels
+            whatever the matrix), 'small' (coarse slices, for tests) or None for a random
             one of the first two. 'views' are drawn by views.py on top of such a recipe.
     """
     rng = np.random.default_rng([seed, index, 7])
@@ -129,13 +132,32 @@ def patient_size(seed: int, index: int, size: str | None) -> str | None:
         return size
     rng = np.random.default_rng([seed, index, *b"size"])
     whole = "body" if rng.random() < BODY_SHARE else None
-    return "views" if size == "any" and rng.random() < VIEW_SHARE else whole
+    if size == "mixed":
+        return whole
+    if rng.random() < VIEW_SHARE:
+        return "views"
+    return "ctpel" if rng.random() < CTPEL_SHARE else whole
 
 
 def of_size(recipe: Recipe, size: str | None) -> Recipe:
     if size == "body":
         return whole_body(recipe)
+    if size == "ctpel":
+        return like_ctpel(recipe)
     return small(recipe) if size == "small" else recipe
+
+
+def like_ctpel(recipe: Recipe) -> Recipe:
+    """The same patient as CTPEL's scans are: 512 fine pixels a side and slices of 0.8 mm, from just
+    above the crests to just below the ischia, which cuts the femurs at their lesser trochanters."""
+    rng = recipe.rng("ctpel")
+    bottom, top = rng.uniform(-125, -117), rng.uniform(101, 108)
+    return replace(
+        recipe, matrix=512, pixel_mm=round(float(rng.uniform(0.66, 0.78)), 4),
+        slice_step_mm=0.8, slice_thickness_mm=round(float(rng.uniform(0.8, 1.25)), 2),
+        bottom_mm=round(float(bottom) * recipe.scale, 1), lattice_mm=1.5,
+        top_mm=round(float(top) * recipe.scale, 1), tissue_mm=3.0,
+    )  # fmt: skip
 
 
 def small(recipe: Recipe) -> Recipe:

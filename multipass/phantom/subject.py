@@ -52,8 +52,8 @@ def make_subject(
 
     Args:
         matrix: pixels a side of a slice.
-        size: 'pelvis', 'abdomen', 'body', 'views' (matrix is then the largest), 'small' (for
-            tests, about a second with matrix=64) or None.
+        size: 'pelvis', 'abdomen', 'body', 'ctpel' (512 pixels a side), 'views' (matrix is the
+            largest), 'small' (for tests, about a second with matrix=64) or None.
         recipe: use this one and ignore seed, index, matrix and size.
         atlas: bones from real surfaces rather than parametric ones.
         overrides: fields of `Recipe` to replace, such as position="HFP" or slice_step_mm=1.0.

@@ -1,4 +1,4 @@
-"""What the scanner adds: blur in millimetres whatever the pixels."""
+"""What the scanner adds, and scans as fine as CTPEL's."""
 
 from dataclasses import replace
 
@@ -8,6 +8,7 @@ import pytest
 from multipass.phantom.recipe import draw_recipe, kernel
 from multipass.phantom.scanner.acquisition import blurred, truncation_rim
 from multipass.phantom.scanner.streaks import dark_bands
+from multipass.phantom.subject import make_subject
 
 
 @pytest.mark.parametrize("pixel_mm", [0.5, 0.8, 1.6, 3.0])
@@ -45,3 +46,18 @@ def test_rims_are_bright_at_the_circle_alone_and_only_where_a_circle_cuts():
     assert 2 <= len(bright) < len(rims)
     assert all(rim[256, 0] > 40 and rim[256, 256] < 0.01 * rim[256, 0] for rim in bright)
     assert not any(truncation_rim(replace(recipe, padding=None)).any() for recipe in recipes)
+
+
+def test_a_scan_like_those_of_ctpel_is_fine_and_ends_around_the_hip_bones():
+    for index in range(20):
+        recipe = draw_recipe(2, index, 256, "ctpel")
+        assert recipe.matrix == 512 and 0.66 <= recipe.pixel_mm <= 0.78
+        assert recipe.slice_step_mm == 0.8 and recipe.slice_thickness_mm <= 1.25
+        assert 215 < (recipe.top_mm - recipe.bottom_mm) / recipe.scale < 235
+    coarse = {"matrix": 96, "pixel_mm": 4.0, "slice_step_mm": 4.0, "lattice_mm": 3.0}
+    subject = make_subject(
+        2, 0, size="ctpel", tissue_mm=6.0, implant="", pelvis_deg=(0.0, 0.0, 0.0),
+    **coarse)  # fmt: skip
+    ml = [np.count_nonzero(subject.label == v) * subject.volume.grid.voxel_ml for v in range(1, 6)]
+    assert not np.isin(subject.label[:, :, [0, -1]], (1, 2, 3)).any()
+    assert min(ml[:3]) > 120 and min(ml[3:]) > 70 and max(ml[3:]) < 200

@@ -6,18 +6,23 @@
 Every DICOM series, NIfTI, NRRD, MHA, patient .pkl or zip under INPUT becomes OUTPUT/<case>/ with
 mask.nii.gz on the scan's own grid, seg.dcm for DICOM, overlay.png and report.json. Where a
 reference lies beside the scan, Dice, HD95, ASSD and NSD of the first and the last pass go into
-OUTPUT/summary.csv. A second run does only what is missing or changed. The exit code is 0 only if
-every case was segmented.
+OUTPUT/summary.csv. A second run does only what is missing or changed; summary.csv and index.html
+show all cases in OUTPUT. The exit code is 0 only if every case was segmented and all was written.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
+import signal
 import sys
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
+from functools import partial
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,24 +33,37 @@ sys.path.append(str(ROOT))
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch  # noqa: E402
-import tyro  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
 from multipass.data.case import Case  # noqa: E402
 from multipass.data.scans import find_cases  # noqa: E402
 from multipass.evaluation.scoring import Scored, score  # noqa: E402
-from multipass.files import code_sha256, sha256_of  # noqa: E402
+from multipass.files import claimed, code_sha256, sha256_of  # noqa: E402
 from multipass.geometry.labelmaps import LEAST_PART_MM3  # noqa: E402
 from multipass.model import checkpoint, passes  # noqa: E402
 from multipass.model.maps import bone_labels  # noqa: E402
 from multipass.model.mirrored import with_mirroring  # noqa: E402
-from multipass.results import case_folder, findings  # noqa: E402
-from multipass.results.page import write_case_page, write_viewer  # noqa: E402
-from multipass.results.products import Segmented, Wanted, write_products  # noqa: E402
+from multipass.results import findings  # noqa: E402
+from multipass.results.case_folder import as_json, write_report  # noqa: E402
+from multipass.results.output_folder import OutputFolder, log_file  # noqa: E402
+from multipass.results.page import CASE_PAGE, write_case_page, write_viewer  # noqa: E402
+from multipass.results.products import (  # noqa: E402
+    Segmented,
+    Wanted,
+    attempt,
+    products_of,
+    write_products,
+)
 from multipass.results.summary import Outcome  # noqa: E402
 from multipass.results.timing import Stages  # noqa: E402
-from multipass.results.viewer import VIEWER_NAME  # noqa: E402
+from multipass.results.viewer import VIEWER_NAME, page_data  # noqa: E402
 from multipass.structures import read_rules  # noqa: E402
+from multipass.terminal import (  # noqa: E402
+    command_line,
+    one_sentence,
+    printable,
+    settle_streams,
+)
 from processing import Scan, own_grid_labels, read_scan  # noqa: E402
 
 TEST_DATA = ROOT / "inference_pipeline" / "test_data"
@@ -91,10 +109,14 @@ class Options:
 
 
 def main(options: Options) -> int:
-    if options.passes is not None and options.passes < 1:
-        raise ValueError(f"--passes {options.passes}: at least one pass is needed")
-    read_rules(options.structures)
+    check_options(options)
     check_folders(options.input, options.output)
+    with claimed(options.output):
+        return segment_folder(options)
+
+
+def segment_folder(options: Options) -> int:
+    """Finds the cases, segments them and says what became of them; returns the exit code."""
     model = load_model(options.model)
     print(introduction(options.model, model))
     if options.tta:
@@ -106,26 +128,41 @@ def main(options: Options) -> int:
                 f"no scan in {options.input}: put DICOM series folders, NIfTI, NRRD or MHA files "
                 "there, or name another folder with --input"
             )
-        stack.enter_context(case_folder.log_file(log, options.output / LOG_NAME))
-        outcome = Outcome(failed=list(found.refused))
+        stack.enter_context(log_file(log, options.output / LOG_NAME))
+        output, outcome = OutputFolder(options.output), Outcome(failed=list(found.refused))
         if options.page:
-            write_viewer(options.output)
+            outcome.attempt(VIEWER_NAME, lambda: write_viewer(options.output))
         try:
-            segment_all(found.cases, model, options, outcome)
+            segment_all(found.cases, model, options, output, outcome)
         except KeyboardInterrupt:
-            outcome.conclude(options.output, options.page)
+            outcome.conclude(output, options.page)
             print("Stopped. Finished cases are whole; run again for the rest.", file=sys.stderr)
             return INTERRUPTED
-        outcome.conclude(options.output, options.page)
-    return 1 if outcome.failed else 0
+        outcome.conclude(output, options.page)
+    return 0 if outcome.is_whole else 1
+
+
+def check_options(options: Options) -> None:
+    """Raise ValueError for what cannot work, before anything is read or written."""
+    if options.passes is not None and options.passes < 1:
+        raise ValueError(f"--passes {options.passes}: at least one pass is needed")
+    if not options.format:
+        raise ValueError("--format: name nifti, seg or both")
+    if not 0 <= options.least_part_mm3 < math.inf:
+        raise ValueError(f"--least-part-mm3 {options.least_part_mm3}: 0 or more is needed")
+    read_rules(options.structures)
 
 
 def check_folders(source: Path, output: Path) -> None:
-    """Results among the scans would be taken for scans and references by the next run.
+    """Results among the scans would be taken for scans and references by the next run; ITK ends the
+    process at a name that is not UTF-8.
 
     Raises:
-        ValueError: the output folder is the input folder or lies in it.
+        ValueError: the output folder is the input folder or lies in it; or such a name.
     """
+    for name, folder in (("--output", output.absolute()), ("TMPDIR", Path(gettempdir()))):
+        if printable(folder) != str(folder):
+            raise ValueError(f"{name} {printable(folder)}: the name is not UTF-8, give another one")
     source, output = source.resolve(), output.resolve()
     if source.is_dir() and (output == source or source in output.parents):
         raise ValueError(f"--output {output} lies in --input {source}: name a folder outside of it")
@@ -159,7 +196,11 @@ def introduction(path: Path, model: checkpoint.Model) -> str:
 
 
 def segment_all(
-    cases: list[Case], model: checkpoint.Model, options: Options, outcome: Outcome
+    cases: list[Case],
+    model: checkpoint.Model,
+    options: Options,
+    output: OutputFolder,
+    outcome: Outcome,
 ) -> None:
     """Segments case after case; a failing one is noted and the others go on."""
     bar = tqdm(cases, unit="case", disable=options.quiet)
@@ -167,21 +208,26 @@ def segment_all(
         stages = Stages(lambda stage, name=case.name: bar.set_postfix_str(f"{name}: {stage}"))
         try:
             with case.at_hand():
-                report = segment_case(case, model, options, stages)
+                report = segment_case(case, model, options, output, stages)
         except Exception as error:  # a fault of ours must not stop the cohort either
             outcome.failed.append((case.name, one_sentence(error)))
             log.error("%s: %s", *outcome.failed[-1])
             continue
+        output.reports[report["case"]] = report
         outcome.reports.append(report)
-        outcome.failed += [(case.name, problem) for problem in report["problems"]]
+        outcome.failed += [(report["case"], problem) for problem in report["problems"]]
         flags = f" ({'; '.join(report['flags'])})" if report["flags"] else ""
-        log.info("%s: %.1f s%s", case.name, report["seconds"], flags)
+        log.info("%s: %.1f s%s", report["case"], report["seconds"], flags)
         if not options.quiet:
-            tqdm.write(f"{case.name}: {report['seconds']:.1f} s{flags}")
+            tqdm.write(f"{report['case']}: {report['seconds']:.1f} s{flags}")
 
 
 def segment_case(
-    case: Case, model: checkpoint.Model, options: Options, stages: Stages
+    case: Case,
+    model: checkpoint.Model,
+    options: Options,
+    output: OutputFolder,
+    stages: Stages,
 ) -> dict[str, Any]:
     """One scan from its files to its folder of results; returns report.json's content.
 
@@ -190,29 +236,34 @@ def segment_case(
     """
     with stages.stage("hash"):
         identity = identity_of(case, model, options)
-    earlier = case_folder.finished_report(options.output / case.name, identity)
+        content = identity["input_sha256"]
+        case = replace(case, name=output.name_for(case, content))
+        earlier = output.finished(case.name, identity)
     if earlier is not None and not options.overwrite:
         return earlier
+    output.check(case.name)
     with stages.stage("read"):
         scan = read_scan(case)
+    if "nifti" not in options.format and not scan.slices:
+        raise ValueError("--format seg is for DICOM, and this is none: add nifti")
     done, structures, scored = look(case, scan, model, options, stages)
-    flags = list(done.flags)
-    with case_folder.case_folder(options.output, case.name) as folder:
-        meshes = "" if options.meshes == "none" else options.meshes
-        viewer = options.page and (options.output / VIEWER_NAME).exists()
-        wanted = Wanted(options.format, options.probabilities, meshes, viewer)
-        written = write_products(folder, done, wanted, stages)
-        flags += written.notes
-        problems = written.problems + ([scored.problem] if scored.problem else [])
+    meshes = "" if options.meshes == "none" else options.meshes
+    products = products_of(done, Wanted(options.format, options.probabilities, meshes))
+    wanted = [*products, *([CASE_PAGE] if options.page else [])]
+    with output.renewed(case, content, wanted) as (folder, kept):
+        problems = [scored.problem] if scored.problem else []
+        problems += write_products(folder, products, stages)
         report = {
             "case": case.name,
             "identity": identity,
-            "input": case.path,
+            "input": case.source,
+            "series_uid": case.series_uid,
+            "date": datetime.now().astimezone().isoformat(timespec="seconds"),
             "model": {"path": options.model, **model.info},
             "grid": vars(scan.grid),
             "is_oblique": scan.is_oblique,
             "structures": structures,
-            "flags": flags,
+            "flags": [*done.flags, *kept],
             "scores": scored.rows,
             "problems": problems,
             "stages": stages.taken,
@@ -220,14 +271,17 @@ def segment_case(
             "versions": checkpoint.versions(),
         }
         if options.page:
-            with stages.stage("page"):
-                write_case_page(folder, report, written.page)
+            with stages.stage(CASE_PAGE):
+                has_viewer = (options.output / VIEWER_NAME).exists()
+                write_page = partial(write_page_of, done, report, has_viewer)
+                problems += attempt(folder / CASE_PAGE, write_page)
             report["seconds"] = stages.seconds
-        # With seg.dcm if it could not be written: the next run tries again.
-        report["files"] = [path.name for path in folder.iterdir()]
-        report["files"] += ["seg.dcm"] if written.problems else []
-        case_folder.write_json(folder / case_folder.REPORT_NAME, report)
-    return report
+        return write_report(folder, report, wanted)
+
+
+def write_page_of(done: Segmented, report: dict[str, Any], has_viewer: bool, path: Path) -> None:
+    shown = done.upright, done.labels, done.structures, done.reference
+    write_case_page(path.parent, as_json(report), page_data(*shown) if has_viewer else None)
 
 
 def look(
@@ -246,7 +300,9 @@ def look(
         mask = own_grid_labels(results[-1], scan.grid, labels, *tidying)
     with stages.stage("findings"):
         structures = findings.describe(labels, scan.upright, results, model.structures)
-        flags = [*case.notes, *scan.notes]
+        flags = [printable(note) for note in (*case.notes, *scan.notes)]
+        if scan.is_resampled:
+            flags.append("mask and SEG lie on the upright grid of ct.nii.gz beside them")
         flags += findings.flags_of(structures, model.structures, results)
     with stages.stage("scores"):
         volumes_ml = [row["visible_ml"] for row in structures]
@@ -271,7 +327,7 @@ def identity_of(case: Case, model: checkpoint.Model, options: Options) -> dict[s
         "model_sha256": model.sha256,
         "passes": options.passes or len(model.windows),
         "tta": options.tta,
-        "format": list(options.format),
+        "format": sorted(set(options.format)),
         "probabilities": options.probabilities,
         "meshes": options.meshes,
         "page": options.page,
@@ -280,16 +336,17 @@ def identity_of(case: Case, model: checkpoint.Model, options: Options) -> dict[s
     }
 
 
-def one_sentence(error: BaseException) -> str:
-    text = " ".join(str(error).split())[:300]
-    expected = isinstance(error, (ValueError, OSError, MemoryError)) and text
-    return text if expected else f"unexpected {type(error).__name__}: {text}"
+def stop(*_: object) -> None:
+    """A scheduler's or `kill`'s end of the run is like Ctrl-C: what is finished is summed up."""
+    raise KeyboardInterrupt
 
 
 if __name__ == "__main__":
+    settle_streams()
+    signal.signal(signal.SIGTERM, stop)
     try:
-        sys.exit(main(tyro.cli(Options, description=__doc__)))
-    except (ValueError, OSError) as error:
-        sys.exit(f"run_inference.py: {error}")
+        sys.exit(main(command_line(Options, __doc__, "--input")))
+    except (ValueError, OSError, MemoryError) as error:
+        sys.exit(f"run_inference.py: {one_sentence(error)}")
     except KeyboardInterrupt:
         sys.exit(INTERRUPTED)

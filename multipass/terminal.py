@@ -6,6 +6,9 @@ import io
 import os
 import sys
 from pathlib import Path
+from typing import TypeVar
+
+import tyro
 
 LONGEST_SENTENCE = 300
 # numpy, torch and ITK each have words of their own for it.
@@ -45,6 +48,24 @@ class _Lasting(io.RawIOBase):
             return os.write(self._descriptor, data)
         except OSError:
             return len(data)
+
+
+Options = TypeVar("Options")
+
+
+def command_line(options: type[Options], description: str, files_option: str) -> Options:
+    """The options of a script from its command line; it ends with a sentence on what is wrong.
+
+    Args:
+        files_option: what names files, for those that are given without it.
+    """
+    parsed, unknown = tyro.cli(options, description=description, return_unknown_args=True)
+    if unknown and not any(word.startswith("-") for word in unknown):
+        sys.exit(
+            f"{Path(sys.argv[0]).name}: {' '.join(map(printable, unknown))}: no option is called "
+            f"so; a file or folder is named by {files_option} PATH, and one at a time"
+        )
+    return tyro.cli(options, description=description) if unknown else parsed
 
 
 def printable(text: str | Path) -> str:

@@ -15,7 +15,7 @@ from multipass.files import replacing
 
 COLUMNS = (
     *("case", "pass", "structure", "value", "outcome", *metrics.METRICS),
-    *("volume_ml", "reference_ml", "flags"),
+    *("volume_ml", "reference_ml", "flags", "input"),
 )
 # Two tables under each other are as wide as a terminal: heading, metric, decimals.
 _OVERLAPS = (("Dice [95 %] worst", "dice", 3), ("NSD 2 mm [95 %] worst", "nsd_2mm", 3))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from html import escape
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ th, td { text-align: left; padding: .35rem .7rem; border-bottom: 1px solid var(-
   vertical-align: top; } th { background: var(--soft); }
 th:nth-child(n + 3) { text-align: right; } td.n { text-align: right;
   font-variant-numeric: tabular-nums; }
+.from { font-size: 80%; overflow-wrap: anywhere; }
 .flags { color: var(--warn); } .chip { display: inline-block; width: .8em; height: .8em;
   border-radius: 2px; margin-right: .4em; }
 .views { display: grid; grid-template-columns: 2fr 1fr; gap: .5rem; } @media (max-width: 800px) {
@@ -131,12 +132,23 @@ def write_case_page(folder: Path, report: dict[str, Any], data: dict[str, Any] |
     _write(folder / CASE_PAGE, report["case"], body)
 
 
-def write_index(output: Path, reports: Sequence[dict[str, Any]], failed: Sequence) -> None:
-    """Writes index.html: failures, then the cases with the most flags first."""
+def write_index(
+    output: Path,
+    reports: Sequence[dict[str, Any]],
+    failed: Sequence[tuple[str, str]],
+    earlier: Collection[str] = (),
+) -> None:
+    """Writes index.html: failures, then the cases with the most flags first.
+
+    Args:
+        failed: name and reason.
+        earlier: names of the cases that are of other runs than the last.
+    """
     names = list(dict.fromkeys(row["name"] for report in reports for row in _shown(report)))
     head = "".join(f"<th>{escape(name)}, mL</th>" for name in names)
     rows = "".join(
-        _case_row(report, names) for report in sorted(reports, key=lambda r: -len(r["flags"]))
+        _case_row(report, names, "of an earlier run" if report["case"] in earlier else "")
+        for report in sorted(reports, key=lambda r: -len(r["flags"]))
     )
     failures = "".join(
         f'<li class="flags">{escape(name)}: {escape(reason)}</li>' for name, reason in failed
@@ -161,7 +173,7 @@ def write_viewer(output: Path) -> bool:
     return True
 
 
-def _case_row(report: dict[str, Any], names: Sequence[str]) -> str:
+def _case_row(report: dict[str, Any], names: Sequence[str], note: str) -> str:
     link = f"{report['case']}/{CASE_PAGE}"
     volumes = {row["name"]: _volume(row) for row in _shown(report)}
     cells = "".join(f'<td class="n">{volumes.get(name, "")}</td>' for name in names)
@@ -170,7 +182,8 @@ def _case_row(report: dict[str, Any], names: Sequence[str]) -> str:
     dice = [value for value in dice if value is not None]
     mean = f"{sum(dice) / len(dice):.3f}" if dice else ""
     return (
-        f'<tr><td><a href="{escape(link)}">{escape(report["case"])}</a></td>'
+        f'<tr><td><a href="{escape(link)}">{escape(report["case"])}</a>'
+        f'<div class="from">{escape(report.get("input", ""))}<br>{note}</div></td>'
         f'<td class="flags">{"<br>".join(map(escape, report["flags"]))}</td>{cells}'
         f'<td class="n">{mean}</td><td class="n">{report["seconds"]:.1f}</td></tr>'
     )
@@ -228,4 +241,4 @@ def _write(path: Path, title: str, body: str) -> None:
         f"<body>{body}<p>Research use only, not for diagnosis.</p></body></html>"
     )
     with replacing(path) as temporary:
-        temporary.write_text(text, encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

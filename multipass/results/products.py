@@ -1,13 +1,14 @@
-"""The files of a case: mask, DICOM SEG, picture, what its page shows, on request more."""
+"""The files of a case: mask, DICOM SEG, picture, on request more."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -20,13 +21,15 @@ from multipass.geometry.volume import Grid, Volume, to_sitk
 from multipass.geometry.windows import stacked_grid
 from multipass.model.maps import PassResult
 from multipass.model.passes import context_of
-from multipass.results.case_folder import write_mask
+from multipass.results.case_folder import write_image, write_mask
 from multipass.results.pictures import overlay
 from multipass.results.timing import Stages
-from multipass.results.viewer import page_data
 from multipass.structures import Structure
+from multipass.terminal import one_sentence
 
 FORMATS = ("nifti", "seg")
+SEG = "seg.dcm"
+Write = Callable[[Path], object]
 
 
 @dataclass(frozen=True)
@@ -62,90 +65,74 @@ class Wanted:
     formats: Sequence[str] = FORMATS
     probabilities: bool = False
     meshes: str = ""
-    viewer: bool = False
 
 
-@dataclass
-class Written:
-    """Notes, sentences on files that could not be written, and `viewer.page_data` if wanted."""
-
-    notes: list[str] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
-    page: dict[str, Any] | None = None
-
-
-def write_products(folder: Path, case: Segmented, wanted: Wanted, stages: Stages) -> Written:
-    """Writes the case's files, seg.dcm beside the others, since dcmqi is a process of its own; the
-    stage 'seg.dcm' is what it takes longer than they do.
-
-    Raises:
-        ValueError: what was read back is not what was written.
-    """
-    written = Written()
-    # DICOM knows no SEG without a segment.
-    wants_seg = "seg" in wanted.formats and bool(case.slices) and bool(case.mask.any())
-    with ThreadPoolExecutor(1) as beside:
-        seg = beside.submit(_write_seg, folder, case) if wants_seg else None
-        written.notes += _write_others(folder, case, wanted, stages)
-        if wanted.viewer:
-            with stages.stage("viewer"):
-                shown = case.upright, case.labels, case.structures, case.reference
-                written.page = page_data(*shown)
-        if seg is not None:
-            with stages.stage("seg.dcm"):
-                written.problems += seg.result()
-    return written
-
-
-def _write_others(folder: Path, case: Segmented, wanted: Wanted, stages: Stages) -> list[str]:
-    notes = []
+def products_of(case: Segmented, wanted: Wanted) -> dict[str, Write]:
+    """What writes each file that is wanted of a case, by its name, the mask first."""
+    products: dict[str, Write] = {}
     if "nifti" in wanted.formats:
-        with stages.stage("mask.nii.gz"):
-            write_mask(folder / "mask.nii.gz", case.mask, case.grid)
+        products["mask.nii.gz"] = partial(write_mask, labels=case.mask, grid=case.grid)
     if case.is_tilted:
-        with stages.stage("ct.nii.gz"):
-            sitk.WriteImage(to_sitk(case.upright), str(folder / "ct.nii.gz"), useCompression=True)
-        notes.append("tilted gantry: mask and SEG lie on the upright grid of ct.nii.gz beside them")
+        products["ct.nii.gz"] = lambda path: write_image(path, to_sitk(case.upright))
+    # DICOM knows no SEG without a segment.
+    if "seg" in wanted.formats and case.slices and case.mask.any():
+        what = case.mask, case.grid, case.slices, case.structures, case.is_tilted
+        products[SEG] = lambda path: write_seg(path, *what)
     if wanted.probabilities and case.result is not None:
-        with stages.stage("probabilities"):
-            write_probabilities(folder, case.result)
-    if wanted.meshes:
-        with stages.stage("meshes"):
-            write_meshes(folder, case, wanted.meshes)
-    with stages.stage("overlay.png"):
-        title = f"{case.title}   {shape_text(case.grid)}"
-        drawn = case.upright, case.labels, case.structures
-        overlay(folder / "overlay.png", *drawn, title, case.flags, case.reference)
-    return notes
+        products["probabilities.nii.gz"] = partial(write_probabilities, result=case.result)
+    for k, structure in enumerate(case.structures) if wanted.meshes else ():
+        if (case.labels == k + 1).any():
+            name = re.sub(r"[^\w.-]+", "_", structure.name) + f".{wanted.meshes}"
+            name = f"{k + 1}_{name}" if name in products else name
+            products[name] = partial(_write_mesh, case=case, value=k + 1)
+    title = f"{case.title}   {shape_text(case.grid)}"
+    drawn = case.upright, case.labels, case.structures, title, case.flags, case.reference
+    products["overlay.png"] = lambda path: overlay(path, *drawn)
+    return products
 
 
-def _write_seg(folder: Path, case: Segmented) -> list[str]:
-    """Writes seg.dcm; a refusal of dcmqi's must not take the mask away."""
+def write_products(folder: Path, products: Mapping[str, Write], stages: Stages) -> list[str]:
+    """Writes the files, seg.dcm beside the others, since dcmqi is a process of its own; the stage
+    'seg.dcm' is what it takes longer than they do.
+
+    Returns:
+        A sentence for each file that could not be written. The others stand.
+    """
+    problems: list[str] = []
+    with ThreadPoolExecutor(1) as beside:
+        seg = beside.submit(attempt, folder / SEG, products[SEG]) if SEG in products else None
+        for name, write in products.items():
+            if name != SEG:
+                with stages.stage(name):
+                    problems += attempt(folder / name, write)
+        if seg is not None:
+            with stages.stage(SEG):
+                problems += seg.result()
+    return problems
+
+
+def attempt(path: Path, write: Write) -> list[str]:
+    """Writes a file whole or not at all; a sentence if it cannot be written."""
     try:
-        what = case.mask, case.grid, case.slices, case.structures
-        write_seg(folder / "seg.dcm", *what, case.is_tilted)
-    except ValueError as error:
-        return [f"no seg.dcm: {error}"]
+        write(path)
+    except Exception as error:  # whatever it is, it must not take the other files away
+        with suppress(OSError):
+            path.unlink(missing_ok=True)
+        return [f"no {path.name}: {one_sentence(error)}"]
     return []
 
 
-def write_probabilities(folder: Path, result: PassResult) -> None:
+def write_probabilities(path: Path, result: PassResult) -> None:
     """The last pass's class probabilities, background first, on the grid of its windows: a NIfTI of
     vectors."""
     grid = stacked_grid(result.windows)
     of_class = context_of(result, grid, torch.device("cpu"))
     maps = (of_class(c).numpy() for c in range(len(result.probabilities[0])))
-    image = sitk.Compose([to_sitk(Volume(one, grid)) for one in maps])
-    sitk.WriteImage(image, str(folder / "probabilities.nii.gz"), useCompression=True)
+    write_image(path, sitk.Compose([to_sitk(Volume(one, grid)) for one in maps]))
 
 
-def write_meshes(folder: Path, case: Segmented, suffix: str) -> None:
-    """One mesh a structure that was found, named after it."""
-    for k, structure in enumerate(case.structures):
-        points, triangles = mesh_of(case.labels, k + 1, case.upright.grid)
-        if len(triangles):
-            name = re.sub(r"[^\w.-]+", "_", structure.name)
-            write_mesh(folder / f"{name}.{suffix}", points, triangles)
+def _write_mesh(path: Path, case: Segmented, value: int) -> None:
+    write_mesh(path, *mesh_of(case.labels, value, case.upright.grid))
 
 
 def shape_text(grid: Grid) -> str:

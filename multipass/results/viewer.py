@@ -12,8 +12,9 @@ import importlib.util
 import re
 import struct
 from collections.abc import Sequence
+from errno import ENOSPC
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,8 @@ GZIP_LEVEL = 3
 SHOWN_HU = (-250.0, 1250.0)
 # NIfTI-1 header: float32 scl_slope and scl_inter.
 SCALE_OFFSET = 112
+# Its voxels start here.
+DATA_OFFSET = 352
 # The letters MZ, and the bits for faces, vertices and colours.
 MZ3_MAGIC, MZ3_PARTS = 23117, 7
 # Surfaces that lie this far from the reference are drawn fully in the warning colour.
@@ -130,6 +133,8 @@ def _nifti(array: np.ndarray, grid: Grid, slope: float, intercept: float) -> str
         path = Path(folder) / "image.nii"
         sitk.WriteImage(to_sitk(Volume(array, grid)), str(path))
         content = bytearray(path.read_bytes())
+    if len(content) < DATA_OFFSET + array.nbytes:  # ITK says nothing where a disk is full
+        raise OSError(ENOSPC, f"no room for temporary files in {gettempdir()}")
     struct.pack_into("<ff", content, SCALE_OFFSET, slope, intercept)
     return base64.b64encode(gzip.compress(bytes(content), GZIP_LEVEL)).decode()
 

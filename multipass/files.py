@@ -13,6 +13,7 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK_NAME = ".multipass.lock"
@@ -210,6 +211,22 @@ def files_below(root: Path, refused: Callable[[OSError], None] | None = None) ->
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         files += [Path(folder) / name for name in sorted(names) if not name.startswith(".")]
     return files
+
+
+@contextlib.contextmanager
+def in_utf8(path: Path) -> Iterator[str]:
+    """A file's path for SimpleITK, which ends the process at a name that is not UTF-8: then that of
+    a link to it."""
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        with TemporaryDirectory(prefix="multipass_") as folder:
+            suffixes = "".join(path.suffixes[-2:])
+            link = Path(folder) / f"file{suffixes.encode('ascii', 'replace').decode()}"
+            link.symlink_to(path.resolve())
+            yield str(link)
+    else:
+        yield str(path)
 
 
 def sha256_of(paths: Iterable[Path]) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import socket
 import subprocess
 import sys
@@ -8,6 +9,7 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+import SimpleITK as sitk
 
 from multipass import files
 
@@ -182,3 +184,20 @@ def test_links_to_folders_are_entered_once(tmp_path):
     (root / "link").symlink_to(tmp_path / "other")
     (root / "loop").symlink_to(root)
     assert files.files_below(root) == [root / "b", root / "link" / "a"]
+
+
+def test_itk_reads_a_file_of_any_name(tmp_path):
+    """In a process of its own, since ITK would end it."""
+    code = (
+        "import sys, SimpleITK as sitk; from pathlib import Path; from multipass.files import *\n"
+        "with in_utf8(Path(sys.argv[1])) as name: print(sitk.ReadImage(name).GetSize())"
+    )
+    for name in (b"M\xfcller.nii.gz", b"\xff/a.mha", "Müller 日本.nii".encode()):
+        path = tmp_path / os.fsdecode(name)
+        path.parent.mkdir(exist_ok=True)
+        suffix = "".join(path.suffixes)
+        sitk.WriteImage(sitk.Image(4, 5, 6, sitk.sitkInt16), str(tmp_path / f"a{suffix}"))
+        (tmp_path / f"a{suffix}").rename(path)
+        command = [sys.executable, "-c", code, str(path)]
+        done = subprocess.run(command, cwd=files.ROOT, capture_output=True, text=True)
+        assert done.stdout == "(4, 5, 6)\n", done.stderr

@@ -18,7 +18,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from multipass.data.nifti import CHUNK_BYTES, NO_SIDES, read_nifti
+from multipass.files import in_utf8
 from multipass.geometry.volume import grid_of
+from multipass.terminal import is_out_of_memory
 
 # A header longer than this is none.
 HEADER_BYTES = 1 << 20
@@ -64,8 +66,11 @@ def read_image(path: Path) -> Image:
         return Image(array, affine, {}, tuple(notes))
     _check_whole(path)
     try:
-        image = sitk.ReadImage(str(path))
+        with in_utf8(path) as name:
+            image = sitk.ReadImage(name)
     except RuntimeError as error:
+        if is_out_of_memory(error):
+            raise
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(f"{path.name}: cannot be read ({reason})") from None
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:

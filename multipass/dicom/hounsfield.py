@@ -17,6 +17,7 @@ from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless
 
 from multipass.dicom.series import Slice
+from multipass.files import in_utf8
 from multipass.geometry.volume import AIR_HU
 
 # Padding is outside of what a scanner measures; a padding value above this is taken as data.
@@ -78,15 +79,20 @@ def _decoded_by_itk(path: Path) -> np.ndarray:
     decoder before the 12-bit one and complains on stderr meanwhile; the result is right. Only the
     main thread drops the complaints: the descriptor belongs to all of them."""
     if threading.current_thread() is not threading.main_thread():
-        return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+        return _read_by_itk(path)
     saved = os.dup(2)
     try:
         with open(os.devnull, "w") as silence:  # noqa: PTH123
             os.dup2(silence.fileno(), 2)
-            return sitk.GetArrayFromImage(sitk.ReadImage(str(path)))
+            return _read_by_itk(path)
     finally:
         os.dup2(saved, 2)
         os.close(saved)
+
+
+def _read_by_itk(path: Path) -> np.ndarray:
+    with in_utf8(path) as name:
+        return sitk.GetArrayFromImage(sitk.ReadImage(name))
 
 
 def _syntax_name(path: Path) -> str:

@@ -6,6 +6,7 @@ import csv
 import importlib.util
 import json
 import math
+import os
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from orientation import ORDERS, oriented
 
 from multipass.data.patient_files import write_patient
 from multipass.data.prepare import prepare_patient
+from multipass.files import claimed
 from multipass.geometry.volume import Grid, Volume, from_sitk, to_sitk, upright
 from multipass.model import evidence, passes
 from multipass.model.maps import native_labels
@@ -326,6 +328,9 @@ def test_an_interruption_keeps_finished_cases(script, tmp_path, monkeypatch, cap
 @pytest.mark.parametrize(
     "arguments, expected",
     [
+        (["my_scans"], "run_inference.py: my_scans: no option is called so"),
+        (["--ouput", "x"], "--output"),
+        (["--output", str(SCRIPT)], "is no folder, or lies in none"),
         (["--model", "nowhere.pth"], "no network at nowhere.pth"),
         (["--passes", "many"], "invalid"),
     ],
@@ -417,7 +422,7 @@ def test_results_among_the_scans_are_refused_and_folders_of_others_left_alone(
         with pytest.raises(ValueError, match="lies in --input"):
             run(script, tmp_path, input=scans, output=output)
     assert run(script, tmp_path, input=scans / "Patient_07", output=scans) == 1
-    assert "holds no results and is left alone" in capsys.readouterr().err
+    assert "holds no report.json of this program and is left alone" in capsys.readouterr().err
     assert [path for path in sorted(scans.rglob("*")) if path in before] == before
 
 
@@ -434,10 +439,71 @@ def test_what_is_missing_of_a_result_is_made_again(script, tmp_path, monkeypatch
         assert run(script, tmp_path) == 1
     assert "no seg.dcm: dcmqi was not found" in capsys.readouterr().err
     assert run(script, tmp_path) == 0
-    for name in ("seg.dcm", "mask.nii.gz"):
-        (tmp_path / "out" / "scan" / name).unlink()
-        assert run(script, tmp_path) == 0
-        assert (tmp_path / "out" / "scan" / name).exists()
+    seg, mask = (tmp_path / "out" / "scan" / name for name in ("seg.dcm", "mask.nii.gz"))
+    content = mask.read_bytes()
+    seg.unlink()
+    mask.write_bytes(content[: len(content) // 2])
+    assert run(script, tmp_path) == 0
+    assert seg.exists() and mask.read_bytes() == content
+
+
+def test_two_runs_at_once_are_one_after_the_other(script, tmp_path):
+    write_image(tmp_path / "in" / "a.nrrd", oracle.scene(oracle.scene_grid())[0])
+    with (
+        claimed(tmp_path / "out"),
+        pytest.raises(ValueError, match="another run is writing to"),
+    ):
+        run(script, tmp_path)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_a_loop_over_patients_keeps_each_result(script, tmp_path, capsys):
+    """Scans of one name, one of them below a name that is no UTF-8, into one folder."""
+    volume, label = oracle.scene(oracle.scene_grid((6.2, 5.8, 8.0)))
+    turned = Volume(volume.array, replace(volume.grid, origin_mm=(-400.0, 0.0, 0.0)))
+    folders = [tmp_path / "A", tmp_path / os.fsdecode(b"M\xfcller")]
+    for folder, scan in zip(folders, (volume, turned), strict=True):
+        write_image(tmp_path / "ct.nrrd", scan)
+        folder.mkdir()
+        (tmp_path / "ct.nrrd").rename(folder / "ct.nrrd")
+        assert run(script, tmp_path, input=folder, page=True) == 0
+    origins = [
+        sitk.ReadImage(str(tmp_path / "out" / name / "mask.nii.gz")).GetOrigin()[0]
+        for name in ("ct", "M_ller_ct")
+    ]
+    assert origins == pytest.approx([volume.grid.origin_mm[0], -400.0], abs=1e-3)
+    lines = (tmp_path / "out" / "summary.csv").read_text().splitlines()
+    assert {line.split(",")[0] for line in lines} == {"case", "ct", "M_ller_ct"}
+    assert "M\\udcfcller/ct.nrrd" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_formats_that_give_no_mask_are_refused(script, tmp_path, capsys):
+    write_image(tmp_path / "in" / "a.nrrd", oracle.scene(oracle.scene_grid((6.2, 5.8, 8.0)))[0])
+    with pytest.raises(ValueError, match="--format: name nifti, seg or both"):
+        run(script, tmp_path, format=())
+    assert run(script, tmp_path, format=("seg",)) == 1
+    assert "Failed: a: --format seg is for DICOM" in capsys.readouterr().err
+
+
+def test_a_full_disk_takes_no_mask_away(script, tmp_path, monkeypatch, capsys):
+    write_image(tmp_path / "in" / "a.nrrd", oracle.scene(oracle.scene_grid((6.2, 5.8, 8.0)))[0])
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr(script, "page_data", full)
+        broken.setattr("multipass.results.products.overlay", full)
+        broken.setattr("multipass.results.summary.write_index", full)
+        assert run(script, tmp_path, page=True) == 1
+    printed = capsys.readouterr()
+    for name in ("a: no overlay.png", "a: no view.html", "no index.html"):
+        assert f"Failed: {name}: [Errno 28] No space left on device" in printed.err
+    assert "1 case segmented, 1 with something missing" in printed.out
+    held = {path.name for path in (tmp_path / "out" / "a").iterdir()}
+    assert held == {"mask.nii.gz", "report.json"}
+    assert run(script, tmp_path, page=True) == 0
+    assert (tmp_path / "out" / "a" / "view.html").exists()
 
 
 def test_mirroring_needs_both_sides():

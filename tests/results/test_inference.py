@@ -258,7 +258,7 @@ def test_none_of_the_structures_is_an_answer(script, tmp_path, capsys):
     assert (folder / "overlay.png").exists() and not (folder / "seg.dcm").exists()
     with (tmp_path / "out" / "summary.csv").open(newline="") as file:
         (row,) = csv.DictReader(file)
-    assert {key for key, value in row.items() if value} == {"case", "flags"}
+    assert {key for key, value in row.items() if value} == {"case", "flags", "input"}
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
     assert evidence.NOTHING in page and "Failed" not in page and ", mL" not in page
     assert "<table" not in (folder / "view.html").read_text(encoding="utf-8")

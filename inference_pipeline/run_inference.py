@@ -299,10 +299,10 @@ def look(
         labels = bone_labels(results[-1], scan.upright.grid, *tidying)
         mask = own_grid_labels(results[-1], scan.grid, labels, *tidying)
     with stages.stage("findings"):
-        structures = findings.describe(labels, scan.upright, results, model.structures)
+        structures = findings.describe(labels, scan.upright, results, model.structures, scan.view)
         flags = [printable(note) for note in (*case.notes, *scan.notes)]
         if scan.is_resampled:
-            flags.append("mask and SEG lie on the upright grid of ct.nii.gz beside them")
+            flags.append("mask and SEG lie on the grid of ct.nii.gz beside them")
         flags += findings.flags_of(structures, model.structures, results)
     with stages.stage("scores"):
         volumes_ml = [row["visible_ml"] for row in structures]

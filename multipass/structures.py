@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,11 +16,16 @@ from pathlib import Path
 from pydicom.sr.coding import Code
 
 Key = tuple[str, str, str]
+# From a segment's attributes (see `by_codes`) to structures.
+Identify = Callable[[dict], Sequence["Structure"]]
 
 CATEGORY = Code("123037004", "SCT", "Anatomical Structure")
 SIDES = {"left": Code("7771000", "SCT", "Left"), "right": Code("24028007", "SCT", "Right")}
 BACKGROUND = ("DCM", "125040")
 FEMUR = ("SCT", "71341001")
+# Types that leave it to the anatomic region which bone it is: Bone, Anatomical Structure.
+ANY_BONE = (Code("272673000", "SCT", "Bone"), CATEGORY)
+MODIFIERS = ("SegmentedPropertyTypeModifierCodeSequence", "AnatomicRegionModifierSequence")
 OTHER_SIDE = {"left": "right", "right": "left", "": ""}
 SIDE_WORDS = {
     "left": {"left", "l", "lt", "vänster", "vanster", "sin", "sinister"},
@@ -123,11 +129,10 @@ def identify(
         label: the segment's label.
 
     Raises:
-        ValueError: the table expects a side for this code and none is given.
+        ValueError: the table expects a side for this code and none is given, or codes and label
+            contradict each other.
     """
-    side = next((s for s, code in SIDES.items() if code.value in modifiers), "")
-    for words in (*modifiers, meaning, label):
-        side = side or side_from_words(words)
+    side = _side(meaning, modifiers, label)
     for structure in (*PELVIS, OTHER_BONE):
         if Code(structure.value, structure.scheme, "") == Code(value, scheme, ""):
             if structure.side and not side:
@@ -143,14 +148,51 @@ def identify(
     return Structure(name, scheme, value, meaning, side, _colour(scheme + value + side))
 
 
-def read_rules(path: Path | None) -> Callable[[dict], list[Structure]]:
+def _side(meaning: str, modifiers: Sequence[str], label: str) -> str:
+    """'left', 'right' or '': the one side that modifiers, code and label agree on.
+
+    Raises:
+        ValueError: they contradict each other.
+    """
+    by_code = [side for side, code in SIDES.items() if code.value in modifiers]
+    said = {*by_code, *map(side_from_words, (*modifiers, meaning, label))} - {""}
+    if len(said) > 1:
+        words = (meaning, *(word for word in modifiers if not word.isdigit()))
+        codes = ", ".join(filter(None, words))
+        raise ValueError(
+            f"segment '{label}' is coded as {codes}: left or right? --structures can say which "
+            "side it is"
+        )
+    return said.pop() if said else ""
+
+
+@dataclass(frozen=True)
+class SiteRules:
+    """A site's own naming: the first rule that fits a segment names it, else its codes do.
+
+    Attributes:
+        rules: (whether a segment's attributes fit, the structures that it then is).
+    """
+
+    rules: Sequence[tuple[Callable[[dict], bool], list[Structure]]]
+
+    def __call__(self, attributes: dict) -> list[Structure]:
+        named = (structures for fits, structures in self.rules if fits(attributes))
+        found = next(named, None)
+        return by_codes(attributes) if found is None else found
+
+    def decides(self, attributes: dict) -> bool:
+        return any(fits(attributes) for fits, _ in self.rules)
+
+
+def read_rules(path: Path | None) -> Identify:
     """Read a site's own naming: a JSON list of rules, the first that fits a segment decides.
     Without a file, `by_codes`.
 
     Each rule has "label" (the segment's label, any case) or "code" ([scheme, value]), and one of
-    "structure" (a name of the shipped table), "split" (two such names: the segment is cut at its
-    midline), "new" ({"name", "code": [scheme, value, side]}) or "ignore": true. Segments that no
-    rule fits are identified by their codes.
+    "structure" (a name of the shipped table), "split" (two such names: the segment is cut
+    between its two bones), "new" ({"name", "code": [scheme, value, side]}) or "ignore": true.
+    Segments that no rule fits are identified by their codes.
 
     Raises:
         ValueError: the file is not such a list.
@@ -161,25 +203,22 @@ def read_rules(path: Path | None) -> Callable[[dict], list[Structure]]:
         rules = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(rules, list):
             raise ValueError(f"a {type(rules).__name__}")
-        parsed = [(_fits(rule), _named(rule)) for rule in rules]
+        return SiteRules([(_fits(rule), _named(rule)) for rule in rules])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path}: no list of structure rules ({error})") from None
-
-    def identified(attributes: dict) -> list[Structure]:
-        for fits, structures in parsed:
-            if fits(attributes):
-                return structures
-        return by_codes(attributes)
-
-    return identified
 
 
 def _fits(rule: dict) -> Callable[[dict], bool]:
     if "label" in rule:
-        label = str(rule["label"]).casefold()
-        return lambda attributes: attributes.get("SegmentLabel", "").casefold() == label
+        label = _folded(str(rule["label"]))
+        return lambda attributes: _folded(attributes.get("SegmentLabel", "")) == label
     scheme, value = rule["code"]
     return lambda attributes: _code_of(attributes) == (scheme, value)
+
+
+def _folded(label: str) -> str:
+    """Labels are alike whatever their case, and whether an accent is a letter's part or its own."""
+    return unicodedata.normalize("NFC", label).casefold().strip()
 
 
 def _named(rule: dict) -> list[Structure]:
@@ -203,19 +242,26 @@ def _named(rule: dict) -> list[Structure]:
 
 
 def by_codes(attributes: dict) -> list[Structure]:
-    """The structure that a segment's codes and label stand for; none for Background.
+    """The structure that a segment's codes and label stand for; none for Background. A segment of
+    type 'Bone' is the bone that its anatomic region names.
 
     Args:
-        attributes: a segment's entry of dcmqi's meta.json.
+        attributes: as in an entry of dcmqi's meta.json.
     """
     scheme, value = _code_of(attributes)
     if (scheme, value) == BACKGROUND:
         return []
-    code = attributes.get("SegmentedPropertyTypeCodeSequence", {})
-    modifier = attributes.get("SegmentedPropertyTypeModifierCodeSequence", {})
-    modifiers = [modifier.get("CodeValue", ""), modifier.get("CodeMeaning", "")]
+    kind = attributes.get("SegmentedPropertyTypeCodeSequence", {})
+    region = attributes.get("AnatomicRegionSequence", {})
+    if region and Code(value, scheme, "") in ANY_BONE:
+        kind = region
+        scheme, value = region.get("CodingSchemeDesignator", ""), region.get("CodeValue", "")
+    modifiers = []
+    for keyword in MODIFIERS:
+        item = attributes.get(keyword, {})
+        modifiers += [item.get("CodeValue", ""), item.get("CodeMeaning", "")]
     label = attributes.get("SegmentLabel") or attributes.get("SegmentDescription") or ""
-    return [identify(scheme, value, code.get("CodeMeaning", ""), modifiers, label)]
+    return [identify(scheme, value, kind.get("CodeMeaning", ""), modifiers, label)]
 
 
 def to_attributes(structure: Structure, value: int, algorithm: str = "") -> dict:

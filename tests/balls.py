@@ -9,7 +9,7 @@ import numpy as np
 
 from multipass.data.patient_files import write_complete_dataset, write_patient
 from multipass.data.prepare import as_patient
-from multipass.dicom.seg_reader import Reference, Segment
+from multipass.dicom.reference import Reference, Segment
 from multipass.geometry.volume import Grid, Volume, floats3, ints3
 from multipass.structures import PELVIS
 

@@ -21,11 +21,16 @@ from multipass.structures import (
 HIP = ("SCT", "29836001", "Hip")
 
 
+def test_a_label_that_contradicts_its_code_is_refused():
+    with pytest.raises(ValueError, match=r"'left hip' is coded as Hip, Right: left or right"):
+        identify("SCT", "29836001", "Hip", ["24028007", "Right"], "left hip")
+
+
 @pytest.mark.parametrize(
     ("modifiers", "meaning", "label", "side"),
     [
         (["7771000", "Left"], "Hip", "whatever", "left"),
-        (["24028007", "Right"], "Hip", "left over from a test", "right"),
+        (["24028007", "Right"], "Hip", "höftben", "right"),
         ([], "Right hip", "", "right"),
         ([], "Hip", "Hip L", "left"),
         ([], "Hip", "hip_r", "right"),

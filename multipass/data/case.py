@@ -11,7 +11,8 @@ from pathlib import Path
 
 from multipass.data.archives import Archive
 from multipass.data.images import detached
-from multipass.dicom import series as dicom
+from multipass.dicom.seg_header import SegHeader
+from multipass.dicom.series import Series
 
 RESULTS = {"summary.csv", "index.html", "inference.log", "niivue.js"}
 RESERVED_NAMES = {*RESULTS, "con", "prn", "aux", "nul"}
@@ -32,8 +33,8 @@ class Case:
 
     name: str
     path: Path
-    series: dicom.Series | None = None
-    seg: tuple[dicom.SegHeader, ...] = ()
+    series: Series | None = None
+    seg: tuple[SegHeader, ...] = ()
     reference_path: Path | None = None
     notes: tuple[str, ...] = ()
     archive: Archive | None = None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +12,14 @@ import numpy as np
 
 from multipass.data.levels import make_levels
 from multipass.data.patient_files import FORMAT
-from multipass.dicom.choice import choose
+from multipass.dicom.belonging import fitting
+from multipass.dicom.choice import choose, fit
 from multipass.dicom.ct import CT, read_ct
-from multipass.dicom.seg_reader import Reference, marked_cut, read_reference
-from multipass.dicom.series import Found, SegHeader, Series, find
-from multipass.geometry.volume import Grid, Volume, ints3, unseen_columns, upright
+from multipass.dicom.reference import Reference, marked_cut
+from multipass.dicom.seg_header import SegHeader
+from multipass.dicom.seg_reader import read_reference
+from multipass.dicom.series import Found, Series, find
+from multipass.geometry.volume import Grid, Volume, ints3, upright
 from multipass.geometry.windows import (
     body_box,
     joined,
@@ -25,15 +28,15 @@ from multipass.geometry.windows import (
     window_image,
     window_over,
 )
-from multipass.structures import OTHER_BONE, Structure, by_codes
+from multipass.structures import OTHER_BONE, Identify, by_codes
 
 # Of a CTPEL patient; landmarks are ignored.
 CT_FOLDER, SEG_FOLDER, LANDMARK_FOLDER = "im_1", "im_3", "im_2"
 
 # A scan of another part of the body has a near level of its middle.
 NEAR_WITHOUT_BONES_MM = 200.0
-
-Rules = Callable[[dict], Sequence[Structure]]
+# Labels are stored as uint8.
+MAX_STRUCTURES = 255
 
 
 def patient_name(folder: Path) -> str:
@@ -43,7 +46,7 @@ def patient_name(folder: Path) -> str:
 
 
 def prepare_patient(
-    folder: Path, root: Path, series_uid: str | None = None, rules: Rules = by_codes
+    folder: Path, root: Path, series_uid: str | None = None, rules: Identify = by_codes
 ) -> tuple[dict, dict]:
     """Read a patient's CT and SEG and lay both windows over them.
 
@@ -63,13 +66,19 @@ def prepare_patient(
     found = find_images(folder)
     if not found.seg:
         raise ValueError(f"no DICOM SEG in {_where(folder, SEG_FOLDER)}")
-    referred = {header.series_uid for header in found.seg} - {""}
-    series, others = choose(found, series_uid, min(referred, default=""))
-    headers, notes = _fitting(found.seg, series, series.uid == series_uid)
+    series, others = choose(found, series_uid)
+    headers, notes = fitting(found.seg, series, fit(found), series.uid == series_uid)
+    if not headers:
+        raise ValueError(f"no segmentation of {series}: {'; '.join(notes)}")
     ct = read_ct(series)
     volume = upright(ct.volume)
-    reference = read_reference(headers, volume.grid, rules, ct if ct.is_tilted else None)
-    reference = marked_cut(reference, unseen_columns(volume))
+    reference = read_reference(headers, volume.grid, rules, ct)
+    if len(reference.segments) > MAX_STRUCTURES:
+        raise ValueError(
+            f"{len(reference.segments)} structures, a patient file holds {MAX_STRUCTURES} at most; "
+            "--structures can leave some out"
+        )
+    reference = marked_cut(reference, ct.view)
     source = _source(folder, root, series, headers, ct)
     patient = as_patient(patient_name(folder), volume, reference, source)
     left_out = [f"{other}: {reason}" for other, reason in others]
@@ -111,30 +120,6 @@ def find_images(folder: Path) -> Found:
 
 def _where(folder: Path, part: str) -> str:
     return f"{folder.name}/{part}" if (folder / CT_FOLDER).is_dir() else folder.name
-
-
-def _fitting(
-    headers: list[SegHeader], series: Series, asked_for: bool
-) -> tuple[list[SegHeader], list[str]]:
-    """The SEG files that belong to the series, and a note for each that does not. Where a person
-    asked for the series, a SEG of the same frame of reference will do.
-
-    Raises:
-        ValueError: none does.
-    """
-    fitting, notes = [], []
-    for header in headers:
-        same_series = asked_for or header.series_uid in ("", series.uid)
-        frame = header.frame_of_reference_uid
-        same_frame = not frame or frame == series.frame_of_reference_uid
-        if same_frame and same_series:
-            fitting.append(header)
-        else:
-            what = "another series" if same_frame else "another frame of reference"
-            notes.append(f"{header.path.name} belongs to {what}")
-    if not fitting:
-        raise ValueError(f"{notes[0]} than {series}")
-    return fitting, notes
 
 
 def _windows(volume: Volume, body_mm: np.ndarray, reference: Reference) -> tuple[Grid, np.ndarray]:

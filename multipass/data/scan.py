@@ -14,8 +14,17 @@ from multipass.data import patient_files
 from multipass.data.case import Case
 from multipass.data.images import distinct_whole, read_image
 from multipass.data.levels import KEPT_HU, Level
-from multipass.dicom import ct, hounsfield, series
-from multipass.geometry.lattices import Lattice, nearest_grid, shear_degrees
+from multipass.dicom import hounsfield, series
+from multipass.dicom.ct import CT, read_ct
+from multipass.dicom.slices import Slice
+from multipass.geometry.field_of_view import FieldOfView, field_of_lattice, field_of_view
+from multipass.geometry.lattices import (
+    Lattice,
+    grid_around,
+    nearest_grid,
+    resample_lattice,
+    shear_degrees,
+)
 from multipass.geometry.volume import (
     AIR_HU,
     Grid,
@@ -44,7 +53,8 @@ class Scan:
         grid: as stored.
         upright: HU in LPS axis order: the same voxels, or resampled where the scan is oblique.
         slices: the DICOM slices in the order of the third axis, () for other formats.
-        tilted: the CT, where its gantry was tilted: `grid` is then upright and resampled.
+        ct: the scan, if it was read from DICOM.
+        view: what it shows of the patient, as it was acquired; None for a patient file.
         sheared: the voxels of an image file whose axes are not at right angles: `grid` is then
             upright and resampled.
         notes: what a person should know of this scan.
@@ -52,15 +62,16 @@ class Scan:
 
     grid: Grid
     upright: Volume
-    slices: tuple[series.Slice, ...] = ()
+    slices: tuple[Slice, ...] = ()
     notes: tuple[str, ...] = ()
-    tilted: ct.CT | None = None
+    ct: CT | None = None
+    view: FieldOfView | None = None
     sheared: Lattice | None = None
 
     @property
     def is_resampled(self) -> bool:
         """Whether `grid` is another than that of the files."""
-        return self.tilted is not None or self.sheared is not None
+        return self.sheared is not None or (self.ct is not None and self.ct.is_resampled)
 
     @property
     def is_oblique(self) -> bool:
@@ -74,9 +85,9 @@ def read_scan(case: Case) -> Scan:
         ValueError: the case cannot be segmented; one sentence without the case's name.
     """
     if case.series is not None:
-        scan = ct.read_ct(case.series)
-        tilted = scan if scan.is_tilted else None
-        return Scan(scan.volume.grid, upright(scan.volume), scan.slices, scan.notes, tilted)
+        ct = read_ct(case.series)
+        grid, volume = ct.volume.grid, upright(ct.volume)
+        return Scan(grid, volume, ct.slices, ct.notes, ct, ct.view)
     if case.path.suffix.lower() == ".pkl":
         return _scan_of_patient(patient_files.read_patient(case.path))
     return _scan_of_image(case.path)
@@ -97,13 +108,15 @@ def _scan_of_image(path: Path) -> Scan:
     notes = [*image.notes, *unknown, *hounsfield.implausible(values)]
     grid = nearest_grid(image.affine, size)
     if grid is not None:
-        return Scan(grid, upright(Volume(values, grid)), notes=tuple(notes))
+        volume = Volume(values, grid)
+        return Scan(grid, upright(volume), notes=tuple(notes), view=field_of_view(volume))
     notes.append(
         f"axes {shear_degrees(image.affine):.1f} degrees off right angles, resampled to an upright "
         "grid"
     )
-    resampled = ct.resample_lattice(values, image.affine, ct.tilted_grid(image.affine, size))
-    return Scan(resampled.grid, resampled, notes=tuple(notes), sheared=Lattice(image.affine, size))
+    resampled = resample_lattice(values, image.affine, grid_around(image.affine, size))
+    lattice, view = Lattice(image.affine, size), field_of_lattice(values, image.affine)
+    return Scan(resampled.grid, resampled, notes=tuple(notes), view=view, sheared=lattice)
 
 
 def _hounsfield(array: np.ndarray, path: Path) -> tuple[np.ndarray, list[str]]:

@@ -1,10 +1,10 @@
 """Finding the scans to segment below a folder: DICOM series, image files, patient files, archives.
 
-A reference is a DICOM SEG in the same tree that names the series (or names none and lies beside a
-single one), or, beside an image file, a label map of the same name with `_seg`, `-seg`, `.seg`,
-`_label`, `-label`, `_reference` or `-reference` appended (`scan.nii.gz`, `scan_seg.nii.gz`), on the
-scan's grid, its values those of the structure table; a segmentation of 3D Slicer (`scan.seg.nrrd`)
-says by names what its values are. Folders of results, known by their report.json, are left alone.
+A reference is a DICOM SEG in the same tree that belongs to the series (see `dicom.belonging`), or,
+beside an image file, a label map of the same name with `_seg`, `-seg`, `.seg`, `_label`, `-label`,
+`_reference` or `-reference` appended (`scan.nii.gz`, `scan_seg.nii.gz`), on the scan's grid, its
+values those of the structure table; a segmentation of 3D Slicer (`scan.seg.nrrd`) says by names
+what its values are. Folders of results, known by their report.json, are left alone.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from multipass.data.case import Case, safe_name, uniquely_named
 from multipass.data.patient_files import DATASET_NAME
 from multipass.data.prepare import CT_FOLDER, LANDMARK_FOLDER, SEG_FOLDER
 from multipass.dicom import series as dicom
-from multipass.dicom.choice import choose, unfit
+from multipass.dicom.belonging import fitting, why_not
+from multipass.dicom.choice import choose, fit
 from multipass.files import files_below
 from multipass.terminal import one_sentence
 
@@ -133,18 +134,20 @@ def _add_dicom(unit: Path, members: list[Path], found: FoundCases, root: Path) -
         held.ct = [s for s in held.ct if s.slices and CT_FOLDER in s.slices[0].path.parts]
     else:
         held = dicom.find(members)
-    fit = [s for s in held.ct if not unfit(s)]
-    if not fit:
+    scans = fit(held)
+    if not scans:
         if not held.seg or held.ct:
             found.refused.append((unit.name, _why_none(held)))
         return
-    names = [_name_of(one, unit, root) for one in fit]
-    for one, name in zip(fit, names, strict=True):
+    ours = {h: [s for s in scans if not why_not(h, s, scans)] for h in held.seg}
+    names = [_name_of(one, unit, root) for one in scans]
+    for one, name in zip(scans, names, strict=True):
         if names.count(name) > 1:
             name = f"{name}_{one.number}_{one.description}"
-        seg = tuple(header for header in held.seg if _belongs(header, one, fit))
-        notes = tuple(held.unread_beside(one))
-        found.cases.append(Case(name, unit, series=one, seg=seg, notes=notes))
+        concerned = [h for h in held.seg if not ours[h] or any(s is one for s in ours[h])]
+        seg, left_out = fitting(concerned, one, scans)
+        notes = (*held.unread_beside(one), *left_out)
+        found.cases.append(Case(name, unit, series=one, seg=tuple(seg), notes=notes))
 
 
 def _why_none(held: dicom.Found) -> str:
@@ -164,12 +167,6 @@ def _name_of(one: dicom.Series, unit: Path, root: Path) -> str:
     start = unit.parent if unit.name == CT_FOLDER else unit
     named = start if start.name not in ("", "..") else start.resolve()
     return "_".join(parts if parts and unit == root else [named.name, *parts])
-
-
-def _belongs(header: dicom.SegHeader, one: dicom.Series, fit: Sequence[dicom.Series]) -> bool:
-    if any(s.uid == header.series_uid for s in fit):
-        return header.series_uid == one.uid
-    return len(fit) == 1
 
 
 # ------------------------------------------------------- images and archives

@@ -2,29 +2,36 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+from multipass.dicom.belonging import named_by
 from multipass.dicom.series import MIN_SLICES, Found, Series
 
 
-def choose(
-    found: Found, wanted_uid: str | None = None, referred_uid: str = ""
-) -> tuple[Series, list[tuple[Series, str]]]:
+def choose(found: Found, wanted_uid: str | None = None) -> tuple[Series, list[tuple[Series, str]]]:
     """Choose one CT series, and say of each other why not.
 
-    In this order: the one asked for, where it is here; the one that the SEG refers to; originals
-    before derived and secondary images; axial before other planes; most slices; lowest series
-    number, then UID.
+    In this order: the one asked for, where it is here; one that a SEG belongs to; originals before
+    derived and secondary images; axial before other planes; most slices; lowest series number,
+    then UID.
 
     Raises:
         ValueError: no series qualifies.
     """
-    candidates = [s for s in found.ct if not unfit(s)]
+    candidates = fit(found)
     if not candidates:
         raise ValueError(_nothing_fits(found))
+    named = named_by(found.seg, candidates)
     candidates = [s for s in candidates if s.uid == wanted_uid] or candidates
-    chosen = min(candidates, key=lambda s: _rank(s, referred_uid))
+    chosen = min(candidates, key=lambda s: (not _among(s, named), *_rank(s)))
     return chosen, [
-        (s, unfit(s) or _why_not(s, chosen, referred_uid)) for s in found.ct if s is not chosen
+        (s, unfit(s) or _why_not(s, chosen, named)) for s in found.ct if s is not chosen
     ]
+
+
+def fit(found: Found) -> list[Series]:
+    """The series that can be a scan of a patient's body."""
+    return [series for series in found.ct if not unfit(series)]
 
 
 def unfit(series: Series) -> str:
@@ -39,9 +46,12 @@ def unfit(series: Series) -> str:
     return ""
 
 
-def _rank(series: Series, referred_uid: str) -> tuple:
+def _among(series: Series, named: Sequence[Series]) -> bool:
+    return any(one is series for one in named)
+
+
+def _rank(series: Series) -> tuple:
     return (
-        series.uid != referred_uid,
         not series.is_original,
         not series.is_axial,
         -len(series.slices),
@@ -50,8 +60,8 @@ def _rank(series: Series, referred_uid: str) -> tuple:
     )
 
 
-def _why_not(series: Series, chosen: Series, referred_uid: str) -> str:
-    if chosen.uid == referred_uid != series.uid:
+def _why_not(series: Series, chosen: Series, named: Sequence[Series]) -> str:
+    if _among(chosen, named) and not _among(series, named):
         return "the segmentation refers to another series"
     if not series.is_original and chosen.is_original:
         return "derived"

@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import pydicom
 from pydicom.dataset import Dataset
 from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, generate_uid
 
-from multipass.dicom.series import Slice
+from multipass.dicom.headers import read_dicom
+from multipass.dicom.slices import Slice
 
 _DROPPED = (
     *("PerFrameFunctionalGroupsSequence", "SharedFunctionalGroupsSequence", "NumberOfFrames"),
@@ -32,7 +32,7 @@ def write_stand_ins(slices: Sequence[Slice], folder: Path) -> dict[str, tuple[st
     headers: dict[Path, Dataset] = {}
     for number, piece in enumerate(slices):
         if piece.path not in headers:
-            headers[piece.path] = pydicom.dcmread(piece.path, stop_before_pixels=True)
+            headers[piece.path] = read_dicom(piece.path)
             for keyword in _DROPPED:
                 headers[piece.path].pop(keyword, None)
             owner = str(headers[piece.path].SOPClassUID)

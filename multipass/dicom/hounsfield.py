@@ -6,7 +6,7 @@ import os
 import threading
 import warnings
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from textwrap import shorten
 
@@ -16,7 +16,8 @@ import SimpleITK as sitk
 from pydicom.dataset import Dataset
 from pydicom.uid import RLELossless
 
-from multipass.dicom.series import Slice
+from multipass.dicom.headers import read_dicom
+from multipass.dicom.slices import Slice, rescale
 from multipass.files import in_utf8
 from multipass.geometry.volume import AIR_HU
 
@@ -25,8 +26,8 @@ PADDING_BELOW_HU = -900
 MAX_HU = 30000
 
 
-def pixels(slices: list[Slice]) -> np.ndarray:
-    """int16 HU (columns, rows, slices), decoded file by file."""
+def pixels(slices: Sequence[Slice]) -> np.ndarray:
+    """int16 HU (columns, rows, slices); each file is decoded once."""
     zyx = np.empty((len(slices), slices[0].rows, slices[0].columns), np.int16)
     places = defaultdict(list)
     for k, current in enumerate(slices):
@@ -37,7 +38,7 @@ def pixels(slices: list[Slice]) -> np.ndarray:
     return zyx.transpose(2, 1, 0)
 
 
-def hounsfield_frames(slices: list[Slice]) -> Iterator[np.ndarray]:
+def hounsfield_frames(slices: Sequence[Slice]) -> Iterator[np.ndarray]:
     """int16 HU (rows, columns) of slices that lie in one file.
 
     Raises:
@@ -46,18 +47,12 @@ def hounsfield_frames(slices: list[Slice]) -> Iterator[np.ndarray]:
     """
     path = slices[0].path
     try:
-        dataset = pydicom.dcmread(path)
-        syntax = dataset.file_meta.TransferSyntaxUID
+        dataset = read_dicom(path, pixels=True)
         with warnings.catch_warnings():
             warnings.simplefilter("error")
             # Some writers pad pixel data to more than an even length: harmless.
             warnings.filterwarnings("ignore", ".*excess padding.*")
-            if not syntax.is_compressed or syntax == RLELossless or len(slices) > 1:
-                stored, is_hounsfield = dataset.pixel_array, False
-            elif dataset.get("PhotometricInterpretation") == "MONOCHROME1":
-                raise ValueError("MONOCHROME1, which its decoder would invert")
-            else:
-                stored, is_hounsfield = _decoded_by_itk(path), True
+            stored = _stored(dataset, path, len(slices))
     except MemoryError:
         raise
     except Exception as error:  # decoders raise many kinds on damaged or unsupported pixels
@@ -69,9 +64,43 @@ def hounsfield_frames(slices: list[Slice]) -> Iterator[np.ndarray]:
     wanted = (int(dataset.get("NumberOfFrames", 1) or 1), slices[0].rows, slices[0].columns)
     if stored.shape != wanted:
         raise ValueError(f"{path.name}: pixels of shape {stored.shape}, its tags say {wanted}")
+    padding = _padding(dataset)
     for current in slices:
-        values = stored[current.frame]
-        yield _to_hounsfield(values, current, _padding(dataset), is_hounsfield)
+        yield _to_hounsfield(stored[current.frame], current, padding)
+
+
+def _stored(dataset: Dataset, path: Path, count: int) -> np.ndarray:
+    """Stored values (frames, rows, columns), or without the first axis; bits outside of those
+    that BitsStored and HighBit name, where old writers keep overlays, are no part of them.
+
+    Args:
+        count: frames that are wanted.
+    """
+    syntax = dataset.file_meta.TransferSyntaxUID
+    bits = int(dataset.get("BitsStored") or dataset.BitsAllocated)
+    high = int(dataset.get("HighBit") or bits - 1)
+    if not syntax.is_compressed or syntax == RLELossless or count > 1:
+        if high == bits - 1:
+            return dataset.pixel_array
+        dataset.BitsStored, dataset.HighBit = dataset.BitsAllocated, dataset.BitsAllocated - 1
+        return _significant(dataset.pixel_array, bits, high, dataset.PixelRepresentation == 1)
+    if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
+        raise ValueError("MONOCHROME1, which its decoder would invert")
+    if high != bits - 1:
+        raise ValueError(f"HighBit {high} of {bits} bits stored")
+    values = _decoded_by_itk(path)
+    slope, intercept = rescale(dataset)
+    stored = np.rint((values.astype(np.float64) - intercept) / slope).astype(np.int32)
+    return _significant(stored, bits, high, dataset.PixelRepresentation == 1)
+
+
+def _significant(values: np.ndarray, bits: int, high: int, is_signed: bool) -> np.ndarray:
+    """The integers that bits `high - bits + 1` to `high` of each value stand for. What a decoder
+    made negative without a sign bit stays so."""
+    used = (values.astype(np.int32) >> (high + 1 - bits)) & ((1 << bits) - 1)
+    if is_signed:
+        return np.where(used >> (bits - 1), used - (1 << bits), used)
+    return np.where(values < 0, values, used)
 
 
 def _decoded_by_itk(path: Path) -> np.ndarray:
@@ -103,31 +132,39 @@ def _syntax_name(path: Path) -> str:
         return "no transfer syntax named"
 
 
-def _padding(dataset: Dataset) -> tuple[float, float] | None:
-    """The range of stored values that stand for 'no pixel', PS3.3 C.7.5.1.1.2."""
-    value = dataset.get("PixelPaddingValue")
-    if value is None:
-        return None
-    limit = dataset.get("PixelPaddingRangeLimit", value)
-    low, high = sorted((int(value), int(limit if limit is not None else value)))
-    if dataset.get("PixelRepresentation") == 1 and high > 32767:
-        low, high = low - 65536, high - 65536
-    return low, high
+def _padding(dataset: Dataset) -> list[tuple[float, float]]:
+    """The ranges of stored values that stand for 'no pixel', PS3.3 C.7.5.1.1.2. Where a writer
+    gives several values, against the standard, each is one."""
+    values = _integers(dataset, "PixelPaddingValue")
+    limits = _integers(dataset, "PixelPaddingRangeLimit")
+    ranges = []
+    for value in values:
+        limit = limits[0] if len(limits) == len(values) == 1 else value
+        low, high = sorted((value, limit))
+        if dataset.get("PixelRepresentation") == 1 and high > 32767:
+            low, high = low - 65536, high - 65536
+        ranges.append((float(low), float(high)))
+    return ranges
+
+
+def _integers(dataset: Dataset, keyword: str) -> list[int]:
+    value = dataset.get(keyword)
+    values = [] if value is None else np.atleast_1d(value).tolist()
+    return [int(v) for v in values if isinstance(v, int | float)]
 
 
 def _to_hounsfield(
-    values: np.ndarray, current: Slice, padding: tuple[float, float] | None, is_hounsfield: bool
+    values: np.ndarray, current: Slice, padding: Sequence[tuple[float, float]]
 ) -> np.ndarray:
     slope, intercept = current.slope, current.intercept
-    if is_hounsfield:
-        hounsfield = values
-    elif slope == 1 and intercept == int(intercept):
+    hounsfield: np.ndarray
+    if slope == 1 and intercept == int(intercept):
         hounsfield = values.astype(np.int32) + int(intercept)
     else:
         hounsfield = values * slope + intercept
     result = np.clip(np.rint(hounsfield), AIR_HU, np.iinfo(np.int16).max).astype(np.int16)
-    if padding is not None:
-        low, high = sorted(bound * slope + intercept for bound in padding)
+    for bounds in padding:
+        low, high = sorted(bound * slope + intercept for bound in bounds)
         # Some writers name a value as padding that real tissue has; below air it cannot be tissue.
         if high <= PADDING_BELOW_HU or low > MAX_HU:
             result[(hounsfield >= low - 0.5) & (hounsfield <= high + 0.5)] = AIR_HU

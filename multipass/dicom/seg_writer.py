@@ -22,15 +22,16 @@ from pydicom.dataset import Dataset
 from pydicom.sr.coding import Code
 
 from multipass import __version__
-from multipass.dicom.dcmqi import number_places, run_dcmqi
+from multipass.dicom.dcmqi import DcmqiHangsError, number_places, run_dcmqi
 from multipass.dicom.frames import is_multiframe, refer_to_frames, write_stand_ins
-from multipass.dicom.series import Slice
+from multipass.dicom.headers import read_dicom
+from multipass.dicom.seg_header import ALGORITHM
+from multipass.dicom.slices import Slice
 from multipass.files import replacing
 from multipass.geometry.labelmaps import box_of, voxel_counts
 from multipass.geometry.volume import SAME_PLACE_MM, Grid, Volume, ints3, to_sitk
 from multipass.structures import SIDES, Structure, to_attributes
 
-ALGORITHM = "3D MultiPass U-Net"
 FAMILY = Code("123109", "DCM", "Artificial Intelligence")
 SERIES_NUMBER = "300"
 LOSSY = ["LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"]
@@ -109,6 +110,8 @@ def _convert(arguments: list[str]) -> None:
     without its check of them, since they are copied and not ours to mend."""
     try:
         run_dcmqi("itkimage2segimage", *arguments)
+    except DcmqiHangsError:
+        raise
     except ValueError:
         run_dcmqi("itkimage2segimage", *arguments, "--noDicomValueChecks")
 
@@ -194,7 +197,7 @@ def _settle(dataset: Dataset, source: Path) -> None:
     the source was compressed with loss; takes out dcmqi's clinical trial modules, which are
     incomplete, and numbers the slices' places."""
     number_places(dataset)
-    lossy = pydicom.dcmread(source, stop_before_pixels=True, specific_tags=LOSSY)
+    lossy = read_dicom(source, specific_tags=LOSSY)
     for keyword in LOSSY if lossy.get("LossyImageCompression") == "01" else ():
         if keyword in lossy:
             setattr(dataset, keyword, lossy[keyword].value)

@@ -11,12 +11,11 @@ import SimpleITK as sitk
 
 from multipass.data.case import Case
 from multipass.data.scan import Scan
-from multipass.dicom.ct import resample_lattice
-from multipass.dicom.seg_reader import Identify, read_reference
+from multipass.dicom.seg_reader import read_reference
 from multipass.evaluation.label_maps import contradiction, read_label_map
 from multipass.evaluation.metrics import compare
 from multipass.geometry.labelmaps import LEAST_PART_MM3
-from multipass.geometry.lattices import Lattice
+from multipass.geometry.lattices import Lattice, resample_lattice
 from multipass.geometry.volume import (
     Grid,
     Volume,
@@ -28,7 +27,7 @@ from multipass.geometry.volume import (
 )
 from multipass.model.maps import PassResult, bone_labels
 from multipass.model.way_back import own_grid_labels
-from multipass.structures import Structure, by_codes
+from multipass.structures import Identify, Structure, by_codes
 
 
 @dataclass(frozen=True)
@@ -101,10 +100,10 @@ def reference_labels(
         ValueError: the reference cannot be read, does not fit, or is of another convention.
     """
     if case.seg:
-        found = read_reference(case.seg, scan.upright.grid, rules, scan.tilted)
+        found = read_reference(case.seg, scan.upright.grid, rules, scan.ct)
         values = {segment.structure.key: 1 + k for k, segment in enumerate(found.segments)}
         statuses = {segment.structure.key: segment.status for segment in found.segments}
-        lookup = np.zeros(len(found.segments) + 1, np.uint8)
+        lookup = np.zeros(len(found.segments) + 1, np.min_scalar_type(len(structures)))
         for k, structure in enumerate(structures):
             lookup[values.get(structure.key, 0)] = 1 + k
         lookup[0] = 0

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import SimpleITK as sitk
 
-from multipass.geometry.volume import Grid, floats3, ints3
+from multipass.geometry.volume import AIR_HU, Grid, Volume, floats3, ints3
 
 # A lattice that a grid meets to half a voxel at all corners is that grid, written with rounding;
 # beyond it is sheared, as a gantry counts as tilted.
@@ -60,3 +61,37 @@ def shear_degrees(affine: np.ndarray) -> float:
     axes = affine[:3, :3] / np.linalg.norm(affine[:3, :3], axis=0)
     cosines = np.abs((axes.T @ axes)[np.triu_indices(3, 1)])
     return float(np.degrees(np.arcsin(cosines.max().clip(0, 1))))
+
+
+def grid_around(lattice: np.ndarray, size: Sequence[int]) -> Grid:
+    """The upright grid around a sheared lattice, of its spacing along each patient axis."""
+    corners = np.stack(np.meshgrid(*[(-0.5, n - 0.5) for n in size]), -1).reshape(-1, 3)
+    corners = corners @ lattice[:3, :3].T + lattice[:3, 3]
+    low, high = corners.min(axis=0), corners.max(axis=0)
+    spacing = np.abs(lattice[:3, :3]).max(axis=1)
+    count = np.ceil((high - low) / spacing - 1e-6).astype(int)
+    origin = (low + high) / 2 - (count - 1) / 2 * spacing
+    return Grid(ints3(count), floats3(spacing), floats3(origin))
+
+
+def resample_lattice(
+    array: np.ndarray, lattice: np.ndarray, target: Grid, outside: float = AIR_HU
+) -> Volume:
+    """Linear resampling from any affine lattice, sheared ones included, which ITK images cannot
+    represent: the image is taken in index space and the lattice's inverse is the transform."""
+    image = sitk.GetImageFromArray(np.ascontiguousarray(array.T))
+    inverse = np.linalg.inv(lattice)
+    transform = sitk.AffineTransform(3)
+    transform.SetMatrix(inverse[:3, :3].ravel().tolist())
+    transform.SetTranslation(inverse[:3, 3].tolist())
+    resampled = sitk.Resample(
+        image,
+        target.size,
+        transform,
+        sitk.sitkLinear,
+        target.origin_mm,
+        target.spacing_mm,
+        target.direction,
+        outside,
+    )
+    return Volume(sitk.GetArrayFromImage(resampled).T, target)

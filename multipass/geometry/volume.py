@@ -11,7 +11,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import SimpleITK as sitk
-from scipy import ndimage
 
 IDENTITY = (1.0, 0.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0)
 AIR_HU = -1024
@@ -197,35 +196,9 @@ def resample_oblique(volume: Volume, target: Grid, outside: float = AIR_HU) -> V
     return from_sitk(image)
 
 
-# ---------------------------------------------------------------- field of view
-
-
-def unseen_columns(volume: Volume) -> np.ndarray:
-    """bool (X, Y): True where an upright CT has no pixel in any slice, as outside of a circular
-    field of view."""
-    return volume.array.max(axis=2) <= AIR_HU
-
-
 def touches_end(start: Sequence[int], shape: Sequence[int], size: Sequence[int]) -> bool:
     """Whether a box of voxels reaches the first or last voxel of a grid along any axis."""
     return any(s == 0 or s + n == m for s, n, m in zip(start, shape, size, strict=True))
-
-
-def is_cut(mask: np.ndarray, start: Sequence[int], depth: int, unseen: np.ndarray) -> bool:
-    """Whether a structure touches an end of the scan or columns outside its field of view.
-
-    Args:
-        mask: the structure in its bounding box; bool or fractions.
-        start: index of the box's first voxel in the scan.
-        depth: slices of the scan.
-        unseen: (X, Y), see `unseen_columns`.
-    """
-    if touches_end(start, mask.shape, (*unseen.shape, depth)):
-        return True
-    (x, y), (nx, ny) = start[:2], mask.shape[:2]
-    shadow = np.pad(mask.any(axis=2), 1)
-    around = unseen[x - 1 : x + nx + 1, y - 1 : y + ny + 1]
-    return bool((ndimage.binary_dilation(shadow) & around).any())
 
 
 # ------------------------------------------------------- separable resampling

@@ -37,7 +37,7 @@ def draw(axes: Axes, folder: Path, number: int) -> None:
     found = find(folder)
     ct = read_ct(choose(found)[0])
     volume = upright(ct.volume)
-    labels = read_reference(found.seg, volume.grid).labels()
+    labels = read_reference(found.seg, volume.grid, ct=ct).labels()
     spacing = volume.grid.spacing_mm
     axis, across = ((2, 1), (1, 2))[int(rng.random() < 0.4)]
     places = np.flatnonzero(labels.any(axis=tuple({0, 1, 2} - {axis})))

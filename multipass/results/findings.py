@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
+from multipass.geometry.field_of_view import FieldOfView, field_of_view
 from multipass.geometry.labelmaps import boxes_of
-from multipass.geometry.volume import Volume, floats3, is_cut, unseen_columns
+from multipass.geometry.volume import Volume, floats3, ints3
 from multipass.geometry.windows import stacked_grid
 from multipass.model.evidence import NOTHING
 from multipass.model.maps import PassResult, confidence, native_labels
@@ -39,12 +40,14 @@ def describe(
     volume: Volume,
     results: Sequence[PassResult],
     structures: Sequence[Structure],
+    view: FieldOfView | None = None,
 ) -> list[dict[str, Any]]:
     """Figures per structure.
 
     Args:
         labels: on the volume's upright grid.
         results: of all passes.
+        view: what the scan shows as it was acquired, where the volume is a copy on another grid.
 
     Returns:
         name, value (in the mask), code, status ('complete', 'cut' by the field of view, 'missing'),
@@ -58,12 +61,12 @@ def describe(
     differing = disagreement(seen, results[-2], len(structures)) if len(results) > 1 else None
     parts = count_parts(seen, len(structures))
     beyond = beyond_window(seen, volume.grid.box_mm(), len(structures))
-    unseen = unseen_columns(volume)
+    view = view or field_of_view(volume)
     rows = []
     for k, structure in enumerate(structures):
         row = {"name": structure.name, "value": k + 1, "code": list(structure.key)}
         row["colour"] = list(structure.colour)
-        row |= _inside(labels, boxes[k], k + 1, volume, unseen)
+        row |= _inside(labels, boxes[k], k + 1, volume, view)
         found = row["status"] != "missing"
         row["confidence"] = sure[k] if found else None
         row["disagreement"] = differing[k] if found and differing else None
@@ -142,7 +145,7 @@ def _inside(
     box: tuple[slice, ...] | None,
     value: int,
     volume: Volume,
-    unseen: np.ndarray,
+    view: FieldOfView,
 ) -> dict[str, Any]:
     if box is None:
         nothing = dict.fromkeys(("volume_ml", "visible_ml", "mean_hu", "centre_mm"))
@@ -150,7 +153,8 @@ def _inside(
     inside = labels[box] == value
     count = int(np.count_nonzero(inside))
     visible_ml = count * volume.grid.voxel_ml
-    cut = is_cut(inside, [s.start for s in box], labels.shape[2], unseen)
+    start = ints3([s.start for s in box])
+    cut = view.cuts(inside, volume.grid.cropped(start, ints3(inside.shape)))
     middle = [
         float(np.count_nonzero(inside, axis=tuple(d for d in range(3) if d != axis)) @ places)
         / count

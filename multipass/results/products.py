@@ -15,9 +15,9 @@ import SimpleITK as sitk
 import torch
 
 from multipass.dicom.seg_writer import write_seg
-from multipass.dicom.series import Slice
+from multipass.dicom.slices import Slice
 from multipass.geometry.meshes import mesh_of, write_mesh
-from multipass.geometry.volume import Grid, Volume, to_sitk
+from multipass.geometry.volume import Grid, Volume, from_upright, to_sitk
 from multipass.geometry.windows import stacked_grid
 from multipass.model.maps import PassResult
 from multipass.model.passes import context_of
@@ -42,7 +42,7 @@ class Segmented:
         slices: the DICOM slices in the order of the grid's third axis; () for other formats.
         result: of the last pass, if its probabilities are wanted.
         reference: a label map on the upright grid.
-        is_tilted: the scan was resampled to `grid`, and its slices lie askew in it.
+        is_resampled: the scan was resampled to `grid`, and its slices lie askew in it.
     """
 
     title: str
@@ -55,7 +55,7 @@ class Segmented:
     result: PassResult | None
     reference: np.ndarray | None
     flags: Sequence[str]
-    is_tilted: bool = False
+    is_resampled: bool = False
 
 
 @dataclass(frozen=True)
@@ -72,11 +72,12 @@ def products_of(case: Segmented, wanted: Wanted) -> dict[str, Write]:
     products: dict[str, Write] = {}
     if "nifti" in wanted.formats:
         products["mask.nii.gz"] = partial(write_mask, labels=case.mask, grid=case.grid)
-    if case.is_tilted:
-        products["ct.nii.gz"] = lambda path: write_image(path, to_sitk(case.upright))
+    if case.is_resampled:
+        resampled = Volume(from_upright(case.upright.array, case.grid), case.grid)
+        products["ct.nii.gz"] = lambda path: write_image(path, to_sitk(resampled))
     # DICOM knows no SEG without a segment.
     if "seg" in wanted.formats and case.slices and case.mask.any():
-        what = case.mask, case.grid, case.slices, case.structures, case.is_tilted
+        what = case.mask, case.grid, case.slices, case.structures, case.is_resampled
         products[SEG] = lambda path: write_seg(path, *what)
     if wanted.probabilities and case.result is not None:
         products["probabilities.nii.gz"] = partial(write_probabilities, result=case.result)

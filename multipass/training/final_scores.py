@@ -19,8 +19,7 @@ from multipass.data.cohort import Cohort
 from multipass.data.prepare import find_images
 from multipass.data.scan import read_scan
 from multipass.dicom.choice import choose
-from multipass.dicom.seg_reader import Identify
-from multipass.dicom.series import short
+from multipass.dicom.headers import short
 from multipass.evaluation.metrics import METRICS
 from multipass.evaluation.scoring import score
 from multipass.evaluation.tables import score_lines, write_summary
@@ -29,7 +28,7 @@ from multipass.model.checkpoint import Model
 from multipass.model.maps import bone_labels
 from multipass.model.passes import precision, segment
 from multipass.model.way_back import own_grid_labels
-from multipass.structures import by_codes
+from multipass.structures import Identify, by_codes
 from multipass.training.batches import Validation
 from multipass.training.trainer import patient_dice
 

@@ -144,7 +144,7 @@ def test_gantry_tilt_is_found_and_undone_for_image_and_labels(tmp_path, subject)
     ct = read_ct(choose(found)[0])
     assert ct.tilt_degrees == pytest.approx(15, abs=0.1)
     assert any("tilt" in note for note in ct.notes)
-    reference = read_reference(found.seg, ct.volume.grid, tilted=ct)
+    reference = read_reference(found.seg, ct.volume.grid, ct=ct)
     for segment in reference.segments:
         k = 1 + PELVIS.index(segment.structure)
         mask = np.zeros(ct.volume.grid.size, np.float32)
@@ -211,8 +211,13 @@ def refusal(folder: Path) -> str:
     return str(caught.value)
 
 
-def test_missing_slice_is_refused_with_the_gaps(patient):
-    by_position(patient)[5].unlink()
+def test_a_missing_slice_is_noted_and_missing_ones_are_refused_with_the_gap(patient):
+    files = by_position(patient)
+    files[5].unlink()
+    _, facts = prepare_patient(patient, patient.parent)
+    assert "apart, files missing? interpolated" in facts["notes"]
+    for path in files[6:12]:
+        path.unlink()
     assert "apart, a file missing?" in refusal(patient)
 
 
@@ -318,20 +323,18 @@ def test_slices_that_cannot_be_read_are_noted(patient):
     assert "1 file beside the slices could not be read" in facts["notes"]
 
 
-def test_a_segmentation_with_a_wrong_spacing_or_a_moved_frame_is_refused(patient):
+@pytest.mark.parametrize("shift_mm", [1.5, 12])
+def test_a_segmentation_with_a_moved_frame_is_refused(patient, shift_mm):
     path = next((patient / "im_3").iterdir())
     dataset = pydicom.dcmread(path)
     frame = dataset.PerFrameFunctionalGroupsSequence[3].PlanePositionSequence[0]
-    place = list(frame.ImagePositionPatient)
-    for shift_mm, words in ((1.5, "frames do not lie"), (12, "outside image geometry")):
-        frame.ImagePositionPatient = [place[0] + shift_mm, place[1], place[2]]
-        dataset.save_as(path)
-        assert words in refusal(patient)
-    frame.ImagePositionPatient = place
-    measures = dataset.SharedFunctionalGroupsSequence[0].PixelMeasuresSequence[0]
-    measures.SpacingBetweenSlices = float(measures.SpacingBetweenSlices) * 1.03
+    x, y, z = frame.ImagePositionPatient
+    frame.ImagePositionPatient = [x + shift_mm, y, z]
     dataset.save_as(path)
-    assert "frames do not lie" in refusal(patient)
+    assert "frames do not lie along one line" in refusal(patient)
+    frame.ImagePositionPatient = [x, y, float(z) + shift_mm / 2]
+    dataset.save_as(path)
+    assert "frames do not lie on evenly spaced slices" in refusal(patient)
 
 
 def test_segmentation_of_another_frame_of_reference_is_refused(patient):
@@ -384,7 +387,11 @@ def test_other_series_in_the_folder_are_left_out_with_reasons(patient, subject):
     moved = np.abs(forced["scan"]["label"] != result["scan"]["label"]).mean()
     assert moved < 0.01
     for seg in (patient / "im_3").iterdir():
-        edit(seg, ReferencedSeriesSequence=None)
+        dataset = pydicom.dcmread(seg)
+        for frame in dataset.PerFrameFunctionalGroupsSequence:
+            del frame.DerivationImageSequence
+        del dataset.ReferencedSeriesSequence
+        dataset.save_as(seg)
     _, facts = prepare_patient(patient, patient.parent)
     assert "derived" in facts["notes"]
 
@@ -413,8 +420,6 @@ def test_window_and_labels_of_a_patient_file_lie_in_the_patient(patient, subject
     ("folder", "words"),
     [
         ("series/notavolume", "slices at one place"),
-        ("series/sliceincrement/001", "5, 5, 10 mm apart"),
-        ("series/sliceincrement/002", "apart, a file missing?"),
         ("series/slicecount", "MR, not a CT image"),
         ("series/sliceorientation", "MR, not a CT image"),
         ("enhanced", "2 slices"),
@@ -423,6 +428,15 @@ def test_window_and_labels_of_a_patient_file_lie_in_the_patient(patient, subject
 def test_zoo_series_are_refused_with_the_reason(folder, words):
     with pytest.raises(ValueError, match=words):
         read_ct(choose(find(ZOO / folder))[0])
+
+
+@zoo
+@pytest.mark.parametrize(
+    ("number", "gaps"), [("001", "5, 5, 10"), ("002", "0.7497, 0.7497, 1.499")]
+)
+def test_zoo_series_with_a_hole_are_interpolated_with_a_note(number, gaps):
+    ct = read_ct(choose(find(ZOO / "series" / "sliceincrement" / number))[0])
+    assert any(f"slices {gaps} mm apart, files missing?" in note for note in ct.notes)
 
 
 @zoo

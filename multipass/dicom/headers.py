@@ -1,0 +1,86 @@
+"""DICOM headers: read with one kind of error, their values as plain numbers and text."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pydicom
+import pydicom.config
+from pydicom.dataset import Dataset
+from pydicom.errors import InvalidDicomError
+from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+# Of a file without preamble: the first tag lies in the group of the file's meta data or of the
+# image's identification (PS3.10 7.1 asks for a preamble, and old archives keep none).
+FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")
+PREAMBLE_BYTES = 128
+
+# Values are checked where they are used; pydicom's own warnings would only repeat that.
+pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+
+
+def read_dicom(
+    path: Path, pixels: bool = False, specific_tags: Sequence[str] | None = None
+) -> Dataset:
+    """`pydicom.dcmread` with one kind of error; a file without preamble is read, too.
+
+    Args:
+        specific_tags: all that is wanted; None for everything.
+
+    Raises:
+        ValueError: the file is not DICOM or its header is damaged.
+    """
+    tags = None if specific_tags is None else ["SOPClassUID", *specific_tags]
+    try:
+        with path.open("rb") as file:
+            start = file.read(PREAMBLE_BYTES + 4)
+        is_bare = start[PREAMBLE_BYTES:] != b"DICM" and start[:2] in FIRST_GROUPS
+        dataset = pydicom.dcmread(
+            path, force=is_bare, stop_before_pixels=not pixels, specific_tags=tags
+        )
+    except InvalidDicomError:
+        raise ValueError("not a DICOM file") from None
+    except Exception as error:  # pydicom raises many kinds on damaged files
+        raise ValueError(f"damaged DICOM header ({short(error)})") from None
+    if is_bare:
+        if "SOPClassUID" not in dataset:
+            raise ValueError("not a DICOM file")
+        dataset.file_meta.setdefault("TransferSyntaxUID", _syntax_of(dataset))
+    return dataset
+
+
+def _syntax_of(dataset: Dataset) -> str:
+    is_implicit, is_little = dataset.original_encoding
+    if is_implicit:
+        return ImplicitVRLittleEndian
+    return ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
+
+
+def short(error: Exception) -> str:
+    printable = "".join(c if c.isprintable() else " " for c in str(error))
+    return " ".join(printable.split())[:160] or type(error).__name__
+
+
+def image_type(header: Dataset) -> tuple[str, ...]:
+    value = header.get("ImageType") or ()
+    return (value,) if isinstance(value, str) else tuple(str(v).upper() for v in value)
+
+
+def text(header: Dataset, keyword: str) -> str:
+    return str(header.get(keyword) or "").strip()
+
+
+def numbers(tags: Dataset, keyword: str, count: int) -> list[float]:
+    """The tag's values.
+
+    Raises:
+        ValueError: there are not so many, or they are no finite numbers.
+    """
+    value = tags.get(keyword)
+    values = [] if value is None else [float(v) for v in np.atleast_1d(value)]
+    if len(values) != count or not all(map(math.isfinite, values)):
+        raise ValueError(f"no {keyword}" if not values else f"{keyword} {values}")
+    return values

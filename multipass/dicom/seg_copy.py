@@ -1,0 +1,138 @@
+"""A copy of a DICOM SEG that dcmqi can read, whatever the header that its writer gave it.
+
+It holds the frames' pixels and the few attributes that `segimage2itkimage` asks for. Segments are
+numbered 1, 2, 3 ... and named by these numbers. It lies in index space: voxels of 1 mm, frames
+stacked straight, since where they lie is known from the original (`seg_frames`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.sr.coding import Code
+from pydicom.tag import Tag
+from pydicom.uid import ExplicitVRLittleEndian, generate_uid
+
+from multipass.dicom.headers import short
+from multipass.dicom.seg_frames import SEGMENT_NUMBER, Frames
+from multipass.structures import CATEGORY
+
+PLACE, PLACE_GROUP = Tag("ImagePositionPatient"), Tag("PlanePositionSequence")
+SEGMENT_GROUP = Tag("SegmentIdentificationSequence")
+TISSUE = Code("85756007", "SCT", "Tissue")
+COPIED = (
+    *("SOPClassUID", "SegmentationType", "SegmentationFractionalType", "MaximumFractionalValue"),
+    *("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
+    *("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "SegmentsOverlap"),
+)
+
+
+def plain_copy(dataset: Dataset, frames: Frames, segment_numbers: Sequence[int]) -> Dataset:
+    """The copy.
+
+    Args:
+        segment_numbers: of the original's segments; segment i of the copy is the i-th of them.
+
+    Raises:
+        ValueError: the pixels cannot be decoded, or name a segment that the header has not.
+    """
+    copy = Dataset()
+    for keyword in COPIED:
+        if keyword in dataset:
+            copy[keyword] = dataset[keyword]
+    copy.SOPInstanceUID, copy.SeriesInstanceUID = generate_uid(), generate_uid()
+    copy.StudyInstanceUID, copy.FrameOfReferenceUID = generate_uid(), generate_uid()
+    copy.Modality, copy.SeriesNumber, copy.InstanceNumber = "SEG", 1, 1
+    copy.ContentLabel, copy.ContentDescription, copy.ContentCreatorName = "SEG", "", ""
+    copy.PatientID = copy.PatientName = copy.PatientBirthDate = copy.PatientSex = ""
+    copy.StudyDate = copy.StudyTime = copy.ContentDate = copy.ContentTime = ""
+    copy.StudyID = copy.AccessionNumber = copy.ReferringPhysicianName = copy.Manufacturer = ""
+    copy.LossyImageCompression = "00"
+    number = {original: k for k, original in enumerate(segment_numbers, 1)}
+    copy.SegmentSequence = [_segment(k) for k in number.values()]
+    is_label_map = dataset.get("SegmentationType") == "LABELMAP"
+    copy.DimensionOrganizationSequence, copy.DimensionIndexSequence = _dimensions(is_label_map)
+    copy.SharedFunctionalGroupsSequence = [_shared()]
+    copy.PerFrameFunctionalGroupsSequence = [
+        _frame(number.get(segment, 0), k)
+        for segment, k in zip(frames.segments, frames.slices, strict=True)
+    ]
+    copy.PixelData = _pixels(dataset, number)
+    copy["PixelData"].VR = "OW" if copy.BitsAllocated > 8 else "OB"
+    copy.file_meta = FileMetaDataset()
+    copy.file_meta.TransferSyntaxUID = ExplicitVRLittleEndian
+    copy.file_meta.MediaStorageSOPClassUID = copy.SOPClassUID
+    copy.file_meta.MediaStorageSOPInstanceUID = copy.SOPInstanceUID
+    return copy
+
+
+def _pixels(dataset: Dataset, number: dict[int, int]) -> bytes:
+    """Uncompressed little-endian pixels; a label map's values renumbered."""
+    try:
+        if dataset.file_meta.TransferSyntaxUID.is_compressed:
+            dataset.decompress(generate_instance_uid=False)
+        if dataset.get("SegmentationType") != "LABELMAP":
+            return dataset.PixelData
+        stored = dataset.pixel_array
+    except Exception as error:  # decoders raise many kinds on damaged or unsupported pixels
+        raise ValueError(f"its pixels cannot be decoded ({short(error)})") from None
+    lookup = np.zeros(int(stored.max(initial=0)) + 1, stored.dtype)
+    for original, k in number.items():
+        if original < len(lookup):
+            lookup[original] = k
+    values = lookup[stored].tobytes()
+    return values + b"\0" * (len(values) % 2)
+
+
+def _segment(number: int) -> Dataset:
+    segment = Dataset()
+    segment.SegmentNumber, segment.SegmentLabel = number, str(number)
+    segment.SegmentAlgorithmType = "MANUAL"
+    segment.SegmentedPropertyCategoryCodeSequence = [_item(CATEGORY)]
+    segment.SegmentedPropertyTypeCodeSequence = [_item(TISSUE)]
+    return segment
+
+
+def _item(code: Code) -> Dataset:
+    item = Dataset()
+    item.CodeValue, item.CodingSchemeDesignator = code.value, code.scheme_designator
+    item.CodeMeaning = code.meaning
+    return item
+
+
+def _dimensions(is_label_map: bool) -> tuple[list[Dataset], list[Dataset]]:
+    pointers = [(PLACE, PLACE_GROUP)]
+    if not is_label_map:
+        pointers.insert(0, (SEGMENT_NUMBER, SEGMENT_GROUP))
+    organization = Dataset()
+    organization.DimensionOrganizationUID = generate_uid()
+    indices = []
+    for pointer, group in pointers:
+        index = Dataset()
+        index.DimensionOrganizationUID = organization.DimensionOrganizationUID
+        index.DimensionIndexPointer, index.FunctionalGroupPointer = pointer, group
+        indices.append(index)
+    return [organization], indices
+
+
+def _shared() -> Dataset:
+    shared, orientation, measures = Dataset(), Dataset(), Dataset()
+    orientation.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
+    measures.PixelSpacing = [1, 1]
+    measures.SpacingBetweenSlices = measures.SliceThickness = 1
+    shared.PlaneOrientationSequence, shared.PixelMeasuresSequence = [orientation], [measures]
+    return shared
+
+
+def _frame(segment: int, k: int) -> Dataset:
+    frame, content, place, identification = Dataset(), Dataset(), Dataset(), Dataset()
+    place.ImagePositionPatient = [0, 0, k]
+    frame.PlanePositionSequence = [place]
+    content.DimensionIndexValues = [segment, k + 1] if segment else [k + 1]
+    frame.FrameContentSequence = [content]
+    if segment:
+        identification.ReferencedSegmentNumber = segment
+        frame.SegmentIdentificationSequence = [identification]
+    return frame

@@ -62,7 +62,7 @@ def _rank(series: Series) -> tuple:
 
 def _why_not(series: Series, chosen: Series, named: Sequence[Series]) -> str:
     if _among(chosen, named) and not _among(series, named):
-        return "the segmentation refers to another series"
+        return "the segmentation belongs to another series"
     if not series.is_original and chosen.is_original:
         return "derived"
     if not series.is_axial and chosen.is_axial:

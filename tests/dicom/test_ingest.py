@@ -372,10 +372,10 @@ def test_other_series_in_the_folder_are_left_out_with_reasons(patient, subject):
     localizer.SeriesInstanceUID = "1.2.3.4"
     localizer.save_as(patient / "im_1" / "scout.dcm")
     derived = replace(subject.recipe, index=7)
-    frame = localizer.FrameOfReferenceUID
+    shared = {k: localizer.get(k) for k in ("PatientID", "FrameOfReferenceUID")}
     reformat = oriented(subject.volume, (0, 2, 1), (1, 1, -1))
     for path in write_ct(patient / "im_1" / "reformat", reformat, derived):
-        edit(path, ImageType=["DERIVED", "SECONDARY", "REFORMATTED"], FrameOfReferenceUID=frame)
+        edit(path, ImageType=["DERIVED", "SECONDARY", "REFORMATTED"], **shared)
     (patient / "im_1" / "notes.txt").write_text("not DICOM")
     result, facts = prepare_patient(patient, patient.parent)
     assert "a localizer" in facts["notes"]

@@ -37,7 +37,7 @@ def box_of(name: str) -> tuple[np.ndarray, bool]:
     return mask, cut
 
 
-@pytest.mark.parametrize(("name", "order"), itertools.product(BOXES, ORDERS[::7]))
+@pytest.mark.parametrize(("name", "order"), list(itertools.product(BOXES, ORDERS[::7])))
 def test_whole_voxels_in_any_axis_order(name, order):
     mask, cut = box_of(name)
     view = field_of_view(oriented(round_scan(), *order))

@@ -13,10 +13,11 @@ from typing import Literal
 
 from multipass.data import patient_files
 from multipass.data.prepare import as_patient
-from multipass.dicom.seg_reader import Reference, Segment, marked_cut
+from multipass.dicom.reference import Reference, Segment, marked_cut
 from multipass.files import claimed_otherwise
+from multipass.geometry.field_of_view import field_of_view
 from multipass.geometry.labelmaps import box_of
-from multipass.geometry.volume import ints3, touches_end, unseen_columns
+from multipass.geometry.volume import ints3, touches_end
 from multipass.phantom.anatomy.atlas import Atlas, load_atlas
 from multipass.phantom.recipe import patient_size
 from multipass.phantom.subject import Subject, make_subject
@@ -92,7 +93,7 @@ def patient_of(subject: Subject, name: str) -> dict:
         status = "empty" if not mask[box].size else "cut" if cut else "complete"
         segments.append(Segment(structure, start, mask[box], status))
     reference = Reference(volume.grid, tuple(segments), ())
-    return as_patient(name, volume, marked_cut(reference, unseen_columns(volume)), {})
+    return as_patient(name, volume, marked_cut(reference, field_of_view(volume)), {})
 
 
 def _atlas(options: Options) -> Atlas | None:

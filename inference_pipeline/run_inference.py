@@ -272,16 +272,19 @@ def segment_case(
         }
         if options.page:
             with stages.stage(CASE_PAGE):
-                has_viewer = (options.output / VIEWER_NAME).exists()
-                write_page = partial(write_page_of, done, report, has_viewer)
+                write_page = partial(write_page_of, done, report, has_viewer(options))
                 problems += attempt(folder / CASE_PAGE, write_page)
             report["seconds"] = stages.seconds
         return write_report(folder, report, wanted)
 
 
-def write_page_of(done: Segmented, report: dict[str, Any], has_viewer: bool, path: Path) -> None:
+def write_page_of(done: Segmented, report: dict[str, Any], with_viewer: bool, path: Path) -> None:
     shown = done.upright, done.labels, done.structures, done.reference
-    write_case_page(path.parent, as_json(report), page_data(*shown) if has_viewer else None)
+    write_case_page(path.parent, as_json(report), page_data(*shown) if with_viewer else None)
+
+
+def has_viewer(options: Options) -> bool:
+    return (options.output / VIEWER_NAME).exists()
 
 
 def look(
@@ -330,7 +333,7 @@ def identity_of(case: Case, model: checkpoint.Model, options: Options) -> dict[s
         "format": sorted(set(options.format)),
         "probabilities": options.probabilities,
         "meshes": options.meshes,
-        "page": options.page,
+        "page": options.page and ("viewer" if has_viewer(options) else "picture"),
         "least_part_mm3": options.least_part_mm3,
         "code_sha256": code_sha256(),
     }

@@ -64,14 +64,16 @@ def find_cases(root: Path, stack: ExitStack) -> FoundCases:
     found = FoundCases()
 
     def unlisted(error: OSError) -> None:
-        found.refused.append((Path(error.filename).name, f"cannot be listed ({error.strerror})"))
+        found.refused.append(
+            (_shown(Path(error.filename), root), f"cannot be listed ({error.strerror})")
+        )
 
     files = [root] if root.is_file() else _without_results(files_below(root, unlisted), root)
     beside = Beside()
     for path in files:
         stem = stem_of(path)
         if path.suffix.lower() == ZIP:
-            _add_zip(path, found, stack)
+            _add_zip(path, found, stack, root)
         elif stem is not None and path.name != DATASET_NAME and not beside.is_reference(path):
             found.cases.append(Case(stem, path, reference_path=beside.reference_of(path)))
     voxels = {p for path in files if stem_of(path) is not None for p in voxels_of(path)}
@@ -89,6 +91,11 @@ def _without_results(files: Sequence[Path], root: Path) -> list[Path]:
     if not results:
         return list(files)
     return [path for path in files if results.isdisjoint(path.parents)]
+
+
+def _shown(path: Path, root: Path) -> str:
+    """A path from the root on, which tells apart what has one name; the root itself by its name."""
+    return path.relative_to(root).as_posix() if root in path.parents else path.name
 
 
 def _is_report(path: Path) -> bool:
@@ -137,7 +144,7 @@ def _add_dicom(unit: Path, members: list[Path], found: FoundCases, root: Path) -
     scans = fit(held)
     if not scans:
         if not held.seg or held.ct:
-            found.refused.append((unit.name, _why_none(held)))
+            found.refused.append((_shown(unit, root), _why_none(held)))
         return
     ours = {h: [s for s in scans if not why_not(h, s, scans)] for h in held.seg}
     names = [_name_of(one, unit, root) for one in scans]
@@ -172,7 +179,8 @@ def _name_of(one: dicom.Series, unit: Path, root: Path) -> str:
 # ------------------------------------------------------- images and archives
 
 
-def _add_zip(path: Path, found: FoundCases, stack: ExitStack) -> None:
+def _add_zip(path: Path, found: FoundCases, stack: ExitStack, root: Path) -> None:
+    called = _shown(path, root)
     try:
         temporary = stack.enter_context(TemporaryDirectory(prefix="multipass_"))
         folder = Path(temporary) / safe_name(path.stem)
@@ -180,7 +188,7 @@ def _add_zip(path: Path, found: FoundCases, stack: ExitStack) -> None:
         archive = Archive(path, folder)
         archive.unpack()
     except (ValueError, OSError, MemoryError) as error:
-        found.refused.append((path.name, f"cannot be unpacked: {one_sentence(error)}"))
+        found.refused.append((called, f"cannot be unpacked: {one_sentence(error)}"))
         return
     inner = find_cases(folder, stack)
     left_out = archive.left_out()
@@ -188,10 +196,10 @@ def _add_zip(path: Path, found: FoundCases, stack: ExitStack) -> None:
         name = path.stem if len(inner.cases) == 1 else f"{path.stem}_{case.name}"
         notes = (*case.notes, *left_out)
         found.cases.append(replace(case, name=name, notes=notes, archive=archive))
-    found.refused += [(f"{path.name}: {name}", reason) for name, reason in inner.refused]
-    found.refused += [(path.name, reason) for reason in left_out]
+    found.refused += [(f"{called}: {name}", reason) for name, reason in inner.refused]
+    found.refused += [(called, reason) for reason in left_out]
     if not inner.cases and not inner.refused and not left_out:
-        found.refused.append((path.name, "no scan in it"))
+        found.refused.append((called, "no scan in it"))
     archive.uses = len(inner.cases)
     if archive.uses and found.kept_bytes + archive.size <= KEPT_BYTES:
         found.kept_bytes += archive.size

@@ -147,8 +147,12 @@ def test_the_cases_of_a_damaged_archive_say_so(tmp_path):
     content[60:90] = bytes(30)
     path.write_bytes(content)
     packed(tmp_path / "in" / "b.zip", "readme.txt")
+    (tmp_path / "in" / "x").mkdir()
+    (tmp_path / "in" / "x" / "b.zip").write_bytes(b"")
     with ExitStack() as stack:
         found = find_cases(tmp_path / "in", stack)
     (case,) = found.cases
     assert case.name == "a" and case.notes[0].startswith("1 file of a.zip could not be unpacked")
-    assert sorted(found.refused) == [("a.zip", case.notes[0]), ("b.zip", "no scan in it")]
+    refused = sorted(found.refused)
+    assert refused[:2] == [("a.zip", case.notes[0]), ("b.zip", "no scan in it")]
+    assert refused[2][0] == "x/b.zip" and refused[2][1].startswith("cannot be unpacked: no zip")

@@ -43,6 +43,8 @@ def read_dicom(
         )
     except InvalidDicomError:
         raise ValueError("not a DICOM file") from None
+    except MemoryError:
+        raise ValueError("not enough memory to read it") from None
     except Exception as error:  # pydicom raises many kinds on damaged files
         raise ValueError(f"damaged DICOM header ({short(error)})") from None
     if is_bare:

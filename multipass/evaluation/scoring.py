@@ -28,6 +28,7 @@ from multipass.geometry.volume import (
 from multipass.model.maps import PassResult, bone_labels
 from multipass.model.way_back import own_grid_labels
 from multipass.structures import Identify, Structure, by_codes
+from multipass.terminal import one_sentence
 
 
 @dataclass(frozen=True)
@@ -64,9 +65,9 @@ def score(
     problem = None
     try:
         found = reference_labels(case, scan, structures, rules)
-    except (ValueError, OSError, RuntimeError) as error:
+    except Exception as error:  # whatever is wrong with it, the mask stands
         found = None
-        problem = "its reference was not used: " + " ".join(str(error).split())[:300]
+        problem = f"its reference was not used: {one_sentence(error)}"
     names = [structure.name for structure in structures]
     last = len(results)
     rows: list[dict[str, Any]] = []

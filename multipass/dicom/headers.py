@@ -13,6 +13,8 @@ from pydicom.dataset import Dataset
 from pydicom.errors import InvalidDicomError
 from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
 
+from multipass.terminal import is_out_of_memory
+
 # Of a file without preamble: the first tag lies in the group of the file's meta data or of the
 # image's identification (PS3.10 7.1 asks for a preamble, and old archives keep none).
 FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")
@@ -46,6 +48,8 @@ def read_dicom(
     except MemoryError:
         raise ValueError("not enough memory to read it") from None
     except Exception as error:  # pydicom raises many kinds on damaged files
+        if is_out_of_memory(error):
+            raise
         raise ValueError(f"damaged DICOM header ({short(error)})") from None
     if is_bare:
         if "SOPClassUID" not in dataset:

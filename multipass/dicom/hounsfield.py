@@ -20,6 +20,7 @@ from multipass.dicom.headers import read_dicom
 from multipass.dicom.slices import Slice, rescale
 from multipass.files import in_utf8
 from multipass.geometry.volume import AIR_HU
+from multipass.terminal import is_out_of_memory
 
 # Padding is outside of what a scanner measures; a padding value above this is taken as data.
 PADDING_BELOW_HU = -900
@@ -53,9 +54,9 @@ def hounsfield_frames(slices: Sequence[Slice]) -> Iterator[np.ndarray]:
             # Some writers pad pixel data to more than an even length: harmless.
             warnings.filterwarnings("ignore", ".*excess padding.*")
             stored = _stored(dataset, path, len(slices))
-    except MemoryError:
-        raise
     except Exception as error:  # decoders raise many kinds on damaged or unsupported pixels
+        if is_out_of_memory(error):
+            raise
         reason = shorten(str(error), 160, placeholder=" ...")
         raise ValueError(
             f"{path.name}: cannot be decoded, {_syntax_name(path)} ({reason})"

@@ -18,6 +18,7 @@ from pydicom.uid import ExplicitVRLittleEndian, generate_uid
 from multipass.dicom.headers import short
 from multipass.dicom.seg_frames import SEGMENT_NUMBER, Frames
 from multipass.structures import CATEGORY
+from multipass.terminal import is_out_of_memory
 
 PLACE, PLACE_GROUP = Tag("ImagePositionPatient"), Tag("PlanePositionSequence")
 SEGMENT_GROUP = Tag("SegmentIdentificationSequence")
@@ -77,6 +78,8 @@ def _pixels(dataset: Dataset, number: dict[int, int]) -> bytes:
             return dataset.PixelData
         stored = dataset.pixel_array
     except Exception as error:  # decoders raise many kinds on damaged or unsupported pixels
+        if is_out_of_memory(error):
+            raise
         raise ValueError(f"its pixels cannot be decoded ({short(error)})") from None
     lookup = np.zeros(int(stored.max(initial=0)) + 1, stored.dtype)
     for original, k in number.items():

@@ -21,6 +21,7 @@ from multipass.dicom.seg_copy import plain_copy
 from multipass.dicom.seg_frames import Frames, read_frames
 from multipass.dicom.seg_header import attributes_of
 from multipass.geometry.volume import from_sitk, ints3
+from multipass.terminal import is_out_of_memory
 
 # Reading a SEG of 844 frames takes about 10 s of an idle machine.
 TIMEOUT_S, TIMEOUT_S_A_FRAME = 60, 0.2
@@ -54,6 +55,8 @@ def read_masks(path: Path, ct: CT | None) -> list[Mask]:
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from None
     except Exception as error:  # pydicom decodes values when they are asked for
+        if is_out_of_memory(error):
+            raise
         raise ValueError(f"{path.name}: damaged DICOM header ({short(error)})") from None
 
 

@@ -18,6 +18,7 @@ from multipass.dicom.headers import image_type, read_dicom, short, text
 from multipass.dicom.seg_header import SEG_TAGS, SegHeader, is_seg, seg_header, why_no_seg
 from multipass.dicom.slices import MULTIFRAME_CT, Slice, slices_of, why_no_ct
 from multipass.files import files_below
+from multipass.terminal import is_out_of_memory
 
 MIN_SLICES = 3
 # What people and systems leave beside scans.
@@ -139,6 +140,8 @@ def find(roots: Path | Iterable[Path]) -> Found:
         except ValueError as error:
             found.unread.append((path, short(error)))
         except Exception as error:  # values are decoded when they are asked for
+            if is_out_of_memory(error):
+                raise
             found.unread.append((path, f"damaged DICOM header ({short(error)})"))
     for (uid, _), members in sorted(groups.items()):
         parts = _parts(members)
@@ -187,6 +190,8 @@ def _series(uid: str, members: Sequence[Member], notes: tuple[str, ...]) -> Seri
         except ValueError as error:
             refused.append(f"{path.name}: {short(error)}")
         except Exception as error:  # malformed values surface as many kinds
+            if is_out_of_memory(error):
+                raise
             refused.append(f"{path.name}: damaged header ({short(error)})")
     first = members[0][1]
     number = text(first, "SeriesNumber")

@@ -19,6 +19,7 @@ import SimpleITK as sitk
 
 from multipass.data.nifti import CHUNK_BYTES, NO_SIDES, read_nifti
 from multipass.files import in_utf8
+from multipass.geometry.lattices import is_place
 from multipass.geometry.volume import grid_of
 from multipass.terminal import is_out_of_memory
 
@@ -77,10 +78,13 @@ def read_image(path: Path) -> Image:
         image = image[:, :, :, 0]
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
         raise ValueError(f"{path.name}: {image.GetSize()}, one scalar 3D image is needed")
-    fields = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys()}
+    affine = grid_of(image).affine
+    if not is_place(affine):
+        raise ValueError(f"{path.name}: its header gives voxels no place and no size")
+    fields = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys() if key.isascii()}
     notes = [] if _names_sides(path, fields) else [NO_SIDES]
     array = sitk.GetArrayFromImage(image).T
-    return Image(array, grid_of(image).affine, fields, tuple(notes))
+    return Image(array, affine, fields, tuple(notes))
 
 
 def detached(path: Path) -> list[Path]:
@@ -124,8 +128,9 @@ def _check_whole(path: Path) -> None:
     end = 0 if files else _end_of_header(head, is_meta)
     text = (head[:end] if end else head).decode("latin-1")
     fields = dict(re.findall(r"(?m)^([\w ]+?)\s*[=:]\s*(.*?)\s*$", text))
-    wanted = _meta_bytes(fields) if is_meta else None
+    wanted = None
     if is_meta:
+        wanted = _meta_bytes(fields, path)
         packed = fields.get("CompressedData", "").lower() == "true"
     else:
         packed = fields.get("encoding", "").lower() in ("gzip", "gz") and not SKIPS & set(fields)
@@ -148,13 +153,23 @@ def _end_of_header(head: bytes, is_meta: bool) -> int:
     return last.end() if last else 0
 
 
-def _meta_bytes(fields: dict[str, str]) -> int | None:
-    """Bytes of a MetaImage's unpacked voxels; None where its header leaves that open."""
-    size = re.findall(r"\d+", fields.get("DimSize", ""))
+def _meta_bytes(fields: dict[str, str], path: Path) -> int | None:
+    """Bytes of a MetaImage's unpacked voxels; None where its header leaves that open.
+
+    Raises:
+        ValueError: its axes are not as many as it says, which lets ITK write beyond its memory.
+    """
+    size = fields.get("DimSize", "").split()
+    if fields.get("NDims") not in ("3", "4") or fields["NDims"] != str(len(size)):
+        raise ValueError(
+            f"{path.name}: cannot be read, its header gives NDims = {fields.get('NDims')} and "
+            f"DimSize = {' '.join(size)}"
+        )
     item = META_BYTES.get(fields.get("ElementType", "").removeprefix("MET_"))
-    if item is None or not size or fields.get("BinaryData", "True").lower() == "false":
+    counts = [*size, fields.get("ElementNumberOfChannels", "1")]
+    if item is None or fields.get("BinaryData", "True").lower() == "false":
         return None
-    return math.prod(map(int, size)) * item * int(fields.get("ElementNumberOfChannels", 1))
+    return math.prod(map(int, counts)) * item if all(c.isdecimal() for c in counts) else None
 
 
 def _check_stream(path: Path, start: int, wanted: int | None) -> None:

@@ -17,10 +17,12 @@ from typing import IO, Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from multipass.geometry.lattices import SAME_VOXEL, apart_mm, voxel_mm
+from multipass.geometry.lattices import SAME_VOXEL, apart_mm, is_place, voxel_mm
 from multipass.geometry.volume import MAX_VOXELS
 
 Stream = IO[bytes] | gzip.GzipFile
+# Header extensions longer than this are none.
+MOST_OFFSET = 1 << 28
 GZIP_MAGIC = b"\x1f\x8b"
 CHUNK_BYTES = 1 << 22
 RAS_TO_LPS = np.diag([-1.0, -1.0, 1.0, 1.0])
@@ -99,9 +101,10 @@ def _voxels(file: Stream, header: Any, path: Path) -> np.ndarray:
         raise ValueError(f"{path.name}: {shape} voxels, at most {MAX_VOXELS:.0e} are read")
     stored = header.dtype["datatype"].byteorder
     kind = np.dtype(_TYPES[code]).newbyteorder(stored)
-    read, wanted = file.tell(), math.prod(shape) * kind.itemsize
     # 4 bytes after the header say whether there are extensions.
-    file.read(max(int(header["vox_offset"]), read + 4) - read)
+    read, start = file.tell(), np.nan_to_num(float(header["vox_offset"]))
+    file.read(int(np.clip(start, read + 4, MOST_OFFSET)) - read)
+    wanted = math.prod(shape) * kind.itemsize
     content = file.read(wanted)
     if len(content) < wanted:
         raise ValueError(f"{path.name}: cut off, {len(content)} bytes of voxels, not {wanted}")
@@ -110,22 +113,24 @@ def _voxels(file: Stream, header: Any, path: Path) -> np.ndarray:
     slope, intercept = float(header["scl_slope"]), float(header["scl_inter"])
     if not np.isfinite([slope, intercept]).all() or slope == 0 or (slope, intercept) == (1, 0):
         return array
-    return array.astype(np.float32) * np.float32(slope) + np.float32(intercept)
+    with np.errstate(over="ignore", invalid="ignore"):
+        return array.astype(np.float32) * np.float32(slope) + np.float32(intercept)
 
 
 def _affine(header: Any, size: tuple[int, ...], path: Path) -> tuple[np.ndarray, list[str]]:
     scale = np.diag([_MM.get(int(header["xyzt_units"]) & 7, 1.0)] * 3 + [1.0])
-    given = {"sform": _sform(header), "qform": _qform(header)}
+    with np.errstate(over="ignore", invalid="ignore"):
+        given = {"sform": _sform(header), "qform": _qform(header)}
     codes = {name: int(header[f"{name}_code"]) for name in given}
-    forms = {name: scale @ form for name, form in given.items() if codes[name] and _is_map(form)}
+    forms = {name: scale @ form for name, form in given.items() if codes[name] and is_place(form)}
     notes = [
         f"its {name} (code {codes[name]}) maps no volume and was left aside"
         for name, form in given.items()
-        if codes[name] and not _is_map(form)
+        if codes[name] and not is_place(form)
     ]
     if not forms:
         edges = np.diag([*np.abs(header["pixdim"][1:4].astype(float)), 1.0])
-        if not _is_map(edges):
+        if not is_place(edges):
             raise ValueError(f"{path.name}: its header gives voxels no place and no size")
         return RAS_TO_LPS @ scale @ edges, [*notes, NO_SIDES]
     if len(forms) == 2:
@@ -149,15 +154,10 @@ def _qform(header: Any) -> np.ndarray:
     real = math.sqrt(max(0.0, 1 - float(quaternion @ quaternion)))
     form = np.eye(4)
     form[:3, 3] = header["qoffset"]
-    if np.isfinite(quaternion).all():
+    if np.linalg.norm(quaternion) < 2:  # 1, but for rounding
         turn = Rotation.from_quat([*quaternion, real]).as_matrix()
         edges = np.abs(header["pixdim"][1:4].astype(float))
         form[:3, :3] = turn * edges * (1, 1, -1 if header["pixdim"][0] < 0 else 1)
     else:
         form[:3, :3] = np.nan
     return form
-
-
-def _is_map(affine: np.ndarray) -> bool:
-    """Whether an affine gives each voxel a place of its own."""
-    return bool(np.isfinite(affine).all()) and abs(np.linalg.det(affine[:3, :3])) > 1e-9

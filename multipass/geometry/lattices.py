@@ -13,6 +13,8 @@ from multipass.geometry.volume import AIR_HU, Grid, Volume, floats3, ints3
 # A lattice that a grid meets to half a voxel at all corners is that grid, written with rounding;
 # beyond it is sheared, as a gantry counts as tilted.
 SAME_VOXEL = 0.5
+# Places farther from the scanner, and smaller voxels, are no patient's.
+FARTHEST_MM, LEAST_MM3 = 1e6, 1e-9
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,12 @@ def apart_mm(affine: np.ndarray, other: np.ndarray, size: Sequence[int]) -> floa
     since the difference of two affine maps is affine."""
     off = corners_mm(affine, size) - corners_mm(other, size)
     return float(np.linalg.norm(off, axis=1).max())
+
+
+def is_place(affine: np.ndarray) -> bool:
+    """Whether an affine gives each voxel a place of its own near a scanner."""
+    near = bool((np.abs(affine) < FARTHEST_MM).all())
+    return near and abs(float(np.linalg.det(affine[:3, :3]))) > LEAST_MM3
 
 
 def voxel_mm(affine: np.ndarray) -> float:

@@ -229,6 +229,27 @@ def test_a_header_without_sides_is_flagged(tmp_path, name, head):
     assert (NO_SIDES in read_image(tmp_path / name).notes) == (head not in (NRRD, META))
 
 
+@pytest.mark.parametrize("axes", ["NDims = 73", "NDims = 2", "NDims = x", ""])
+def test_a_meta_image_of_other_axes_never_reaches_itk(tmp_path, axes, monkeypatch):
+    """NDims = 73 breaks ITK's memory, and with it all cases that follow."""
+    monkeypatch.setattr(sitk, "ReadImage", None)
+    head = META.replace("NDims = 3", axes) + "ElementDataFile = LOCAL\n"
+    (tmp_path / "scan.mha").write_bytes(head.encode() + bytes(2 * 9 * 8 * 7))
+    with pytest.raises(ValueError, match=r"scan\.mha: cannot be read, its header gives NDims"):
+        read_image(tmp_path / "scan.mha")
+
+
+@pytest.mark.parametrize("fill", [np.nan, np.inf, 1e30, 0.0])
+def test_a_header_without_places_is_refused(tmp_path, fill):
+    path = tmp_path / "scan.nii"
+    write_nifti(path, voxels(), AFFINE, codes=(0, 0))
+    content = bytearray(path.read_bytes())
+    content[80:92] = np.full(3, fill, "<f4").tobytes()
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match="gives voxels no place and no size"):
+        read_image(path)
+
+
 def test_no_nifti_and_no_volume(tmp_path):
     path = tmp_path / "scan.nii"
     for content in (b"", b"abc", bytes(400), gzip.compress(b"abc")):

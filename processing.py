@@ -23,7 +23,6 @@ from functools import partial
 from pathlib import Path
 
 import SimpleITK as sitk
-import tyro
 from tqdm import tqdm
 
 from multipass.data.patient_files import (
@@ -37,7 +36,7 @@ from multipass.data.records import Record, fingerprint_of, withdrawn
 from multipass.files import claimed, replacing
 from multipass.results.pictures import SheetEntry, cohort_sheet, sheet_entry
 from multipass.structures import read_rules
-from multipass.terminal import one_sentence, settle_streams
+from multipass.terminal import command_line, one_sentence, settle_streams
 from multipass.workers import cluster, each_done, processes
 
 ROOT = Path(__file__).resolve().parent
@@ -238,7 +237,7 @@ def sheet_entries(rows: list[dict], output: Path) -> Iterator[SheetEntry]:
 if __name__ == "__main__":
     settle_streams()
     try:
-        sys.exit(main(tyro.cli(Options, description=__doc__)))
+        sys.exit(main(command_line(Options, __doc__, "--input")))
     except (ValueError, OSError, MemoryError) as error:
         sys.exit(one_sentence(error))
     except KeyboardInterrupt:

@@ -23,7 +23,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-import tyro
 from tqdm import tqdm
 
 from multipass.data.cohort import Cohort
@@ -32,7 +31,7 @@ from multipass.model import checkpoint
 from multipass.model.network import FILTERS, MultiPassUNet
 from multipass.model.passes import precision, run
 from multipass.structures import read_rules
-from multipass.terminal import is_out_of_memory, one_sentence, settle_streams
+from multipass.terminal import command_line, is_out_of_memory, one_sentence, settle_streams
 from multipass.training.batches import Batch, Batches, Validation
 from multipass.training.beforehand import check_annotations, check_options
 from multipass.training.final_scores import final_scores
@@ -408,7 +407,7 @@ def say(text: str) -> None:
 if __name__ == "__main__":
     settle_streams()
     try:
-        code = main(tyro.cli(Options, description=__doc__))
+        code = main(command_line(Options, __doc__, "--data"))
         stop_processes()
         sys.exit(code)
     except (ValueError, OSError, MemoryError, RuntimeError) as error:

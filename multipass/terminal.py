@@ -6,6 +6,7 @@ import io
 import os
 import sys
 from pathlib import Path
+from tempfile import gettempdir
 from typing import TypeVar
 
 import tyro
@@ -13,6 +14,8 @@ import tyro
 LONGEST_SENTENCE = 300
 # numpy, torch and ITK each have words of their own for it.
 _OUT_OF_MEMORY = ("allocate memory", "unable to allocate", "out of memory", "bad_alloc")
+# The system's words, in what pydicom makes of its errors, too, and ITK's.
+_DISK_FULL = ("No space left on device", "Disk quota exceeded", "Error writing")
 
 
 def settle_streams() -> None:
@@ -78,6 +81,8 @@ def one_sentence(error: BaseException) -> str:
     text = printable(" ".join(str(error).split()))[:LONGEST_SENTENCE]
     if is_out_of_memory(error):
         return f"not enough memory ({text})" if text else "not enough memory"
+    if any(words in text for words in _DISK_FULL) and not getattr(error, "errno", None):
+        return f"no space left for the results or, in {gettempdir()}, for temporary files ({text})"
     foreseen = isinstance(error, (ValueError, OSError)) and not isinstance(error, UnicodeError)
     return text if foreseen and text else f"unexpected {type(error).__name__}: {text}"
 

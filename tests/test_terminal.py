@@ -51,6 +51,11 @@ def test_a_full_disk_under_the_output_stops_nothing():
     [
         (ValueError("two\n lines"), "two lines"),
         (OSError(28, "No space left on device", "a.csv"), "[Errno 28] No space left on device"),
+        (
+            OSError("tag: [Errno 28] No space left on device"),
+            "no space left for the results or, in ",
+        ),
+        (RuntimeError("ITK ERROR: Write: Error writing a.nrrd"), "no space left for the results"),
         (MemoryError(), "not enough memory"),
         (RuntimeError("x\nDefaultCPUAllocator: can't allocate memory"), "not enough memory (x"),
         (KeyError("k"), "unexpected KeyError: 'k'"),

@@ -54,6 +54,8 @@ def read_masks(path: Path, ct: CT | None) -> list[Mask]:
         return _read_masks(path, ct)
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from None
+    except (OSError, MemoryError):
+        raise
     except Exception as error:  # pydicom decodes values when they are asked for
         if is_out_of_memory(error):
             raise

@@ -20,7 +20,7 @@ export PYTHONUNBUFFERED=1
 mkdir -p "$OUT"
 if [ -n "${CARRY:-}" ]; then
     site=$(mktemp -d)
-    "$PYTHON" -m tarfile -e "$CARRY/site.tar.xz" "$site" > /dev/null
+    "$PYTHON" -W ignore -m tarfile -e "$CARRY/site.tar.xz" "$site" > /dev/null
     export PYTHONPATH=$site${PYTHONPATH:+:$PYTHONPATH}
 fi
 size=()
@@ -130,11 +130,11 @@ END
 
 # What is best so far lies in OUT at any time: a run that is killed has not been for nothing.
 b() {
-    local work cohort run started=$SECONDS limit=${LIMIT:-570} cores drawn minutes
+    local work cohort run started=$SECONDS limit=${LIMIT:-570} cores drawn minutes training
     work=$(mktemp -d)
     cohort=$work/cohort run=$work/run
     mkdir -p "$work/anatomy" "$run"
-    "$PYTHON" -m tarfile -e "$CARRY/anatomy.tar.xz" "$work/anatomy" > /dev/null
+    "$PYTHON" -W ignore -m tarfile -e "$CARRY/anatomy.tar.xz" "$work/anatomy" > /dev/null
     cores=$(($(nproc) > 4 ? $(nproc) - 3 : 1))
     OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 nice "$PYTHON" -m multipass.phantom --files \
         --output "$cohort" --anatomy "$work/anatomy" --part train --size "${SIZE:-any}" \
@@ -145,32 +145,56 @@ b() {
         sleep 1
         kill -0 "$drawn" || return 1
     done
-    minutes=$("$PYTHON" -c "print(($limit - $((SECONDS - started)) - ${SPARE:-60}) / 60)")
+    minutes=$("$PYTHON" -c "print(($limit - $((SECONDS - started)) - ${SPARE:-75}) / 60)")
     printf 'drawn first: %s s; training: %s minutes\n' $((SECONDS - started)) "$minutes" \
         >> "$OUT/parts.txt"
     # shellcheck disable=SC2086
-    timeout $((limit - SECONDS + started - 10)) "$PYTHON" training.py --data "$cohort" \
+    TQDM_MININTERVAL=60 timeout $((limit - SECONDS + started - 15)) "$PYTHON" training.py \
+        --data "$cohort" --dicom "$work/none" \
         --output "$run" --name gpu --follow --epochs 1000 --minutes "$minutes" --folds 5 \
         --steps-per-epoch "${STEPS:-100}" --batch-size "${BATCH:-8}" --coarse "${COARSE:-0.25}" \
         --augmentation 0.3 --ema 0.995 ${TRAINING:-} > "$OUT/training.log" 2>&1 &
-    while kill -0 $! 2> /dev/null; do
+    training=$!
+    if command -v nvidia-smi > /dev/null; then
+        nvidia-smi -l 10 --format=csv,noheader --query-gpu=utilization.gpu,memory.used \
+            > "$OUT/use.csv" &
+        drawn="$drawn $!"
+    fi
+    while kill -0 "$training" 2> /dev/null; do
         sleep 5
-        cp "$run/best_model.pth" "$run"/runs/gpu/{history.csv,curves.png} "$OUT" 2> /dev/null
+        bring_back "$run"
     done
-    cp "$run/best_model.pth" "$run"/runs/gpu/{history.csv,curves.png,config.json} "$OUT"
-    kill "$drawn" 2> /dev/null
+    wait "$training"
+    printf 'training: exit %s\n' $? >> "$OUT/parts.txt"
+    bring_back "$run"
+    # shellcheck disable=SC2086
+    kill $drawn 2> /dev/null
     printf 'patients drawn: %s\n' "$(find "$cohort" -name 'Patient_*.pkl' | wc -l)" \
         >> "$OUT/parts.txt"
     tr '\r' '\n' < "$OUT/training.log" | grep -a '^epoch [0-9]*: ' | tail -n 30
     tail -n 12 "$OUT/training.log"
+    if [ -f "$OUT/use.csv" ]; then
+        sort -n "$OUT/use.csv" | awk '{ row[NR] = $0 } END { print "GPU, median use: " row[int((NR + 1) / 2)] }'
+    fi
+}
+
+# The best network, in 16 bits as it would ship, and the curves, where they are new.
+bring_back() {
+    if [ "$1/best_model.pth" -nt "$OUT/best_model.pth" ]; then
+        cp -p "$1/best_model.pth" "$1/taken.pth"
+        CUDA_VISIBLE_DEVICES='' OMP_NUM_THREADS=1 "$PYTHON" -m multipass.model.publish \
+            "$1/taken.pth" "$1/half.pth" --description "synthetic scans" > /dev/null \
+            && touch -r "$1/taken.pth" "$1/half.pth" && cp -p "$1/half.pth" "$OUT/best_model.pth"
+    fi
+    cp "$1"/runs/gpu/{history.csv,curves.png,config.json} "$OUT" 2> /dev/null
 }
 
 table() {
     printf '\n'
     cat "$OUT/parts.txt"
     grep -aE '[0-9] (passed|failed|skipped)|differ between|losses undisturbed|^(FAILED|SKIPPED|E  )' \
-        "$OUT/log.txt"
-    grep -aE '^(step|drawing|scan) |^gpu.py: |: failed, ' "$OUT/log.txt"
+        "$OUT/log.txt" 2> /dev/null
+    grep -aE '^(step|drawing|scan) |^gpu.py: |: failed, ' "$OUT/log.txt" 2> /dev/null
 }
 
 case ${1:-} in

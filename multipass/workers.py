@@ -3,6 +3,7 @@ no more than its item."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import multiprocessing
 import os
@@ -25,6 +26,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 # Beyond this a scheduler's address is wrong or it is down.
 CONNECT_TIMEOUT_S = 20
+WORKER_TIMEOUT_S = 60  # for one that was killed to be started again
 Submit = Callable[[Callable[[Any], Any], Any], Future]
 Workers = Callable[[], contextlib.AbstractContextManager[tuple[Submit, int]]]
 # Decoders redirect descriptors and warnings, which belong to the whole process.
@@ -46,16 +48,30 @@ def each_done(
     Yields:
         Each item with its result, or with the exception that it raised.
     """
+    with workers():  # what cannot be opened is said before any work
+        pass
     waiting = deque(items)
     while waiting:
-        with workers() as (submit, places):
-            suspects = yield from _until_one_dies(work, waiting, submit, places)
+        suspects = yield from _opened(work, waiting, workers)
         for item in suspects:
-            with workers() as (submit, _):
-                twice = yield from _until_one_dies(work, deque([item]), submit, 1)
-            for dead in twice:
+            for dead in (yield from _opened(work, deque([item]), workers, 1)):
                 why = "its process was killed, twice; most often for want of memory"
                 yield dead, ValueError(why)
+
+
+def _opened(
+    work: Callable[[T], R], waiting: deque[T], workers: Workers, most: int | None = None
+) -> Generator[tuple[T, R | Exception], None, list[T]]:
+    """As `_until_one_dies`, of new workers, with at most so many items at a time. Where these
+    cannot be opened any more, that is what comes of all items."""
+    with contextlib.ExitStack() as stack:
+        try:
+            submit, places = stack.enter_context(workers())
+        except ValueError as error:
+            yield from ((item, error) for item in waiting)
+            waiting.clear()
+            return []
+        return (yield from _until_one_dies(work, waiting, submit, most or places))
 
 
 def _until_one_dies(
@@ -127,10 +143,12 @@ def cluster(address: str) -> Iterator[tuple[Submit, int]]:
         ValueError: it cannot be reached, or has no worker.
     """
     with _connected(address) as client:
-        count = len(client.nthreads())
-        if not count:
-            raise ValueError(f"the Dask scheduler at {address} has no worker")
-        yield partial(client.get_executor(pure=False).submit, _one_at_a_time), count
+        try:
+            client.wait_for_workers(1, timeout=WORKER_TIMEOUT_S)
+        except (TimeoutError, asyncio.TimeoutError):  # the same from Python 3.11 on
+            raise ValueError(f"the Dask scheduler at {address} has no worker") from None
+        submit = client.get_executor(pure=False).submit
+        yield partial(submit, _one_at_a_time), len(client.nthreads())
 
 
 def _one_at_a_time(work: Callable[[T], R], item: T) -> R:

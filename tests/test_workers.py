@@ -94,3 +94,16 @@ def test_a_cluster_that_loses_its_scheduler_names_what_is_left():
             local.close()
     assert done[0] == (-1, 1)
     assert done[1][0] == -2 and isinstance(done[1][1], ConnectionError)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
+def test_a_cluster_s_worker_that_is_killed_costs_no_other_item(tmp_path):
+    distributed = pytest.importorskip("dask.distributed")
+    with distributed.LocalCluster(
+        n_workers=2, threads_per_worker=2, processes=True, dashboard_address=None
+    ) as local:
+        work = partial(halve, once=tmp_path / "once")
+        done = dict(each_done(work, [2, 12, 6], partial(cluster, local.scheduler_address)))
+    assert {k: v for k, v in done.items() if isinstance(v, float)} == {2: 1, 6: 3}
+    assert "killed, twice" in str(done[12])

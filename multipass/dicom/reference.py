@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from multipass.geometry.field_of_view import FieldOfView
+from multipass.geometry.labelmaps import centre_of
 from multipass.geometry.volume import Grid, Volume, ints3, resample
 from multipass.structures import PELVIS, Structure
 
@@ -113,8 +114,12 @@ def share_overlaps(segments: list[Segment]) -> tuple[list[Segment], int]:
     return result, shared
 
 
-def check_sides(segments: Sequence[Segment], grid: Grid) -> None:
+def check_sides(segments: Sequence[Segment], grid: Grid, frame: np.ndarray) -> None:
     """LPS x grows to the patient's left, so left structures lie at larger x than right ones.
+
+    Args:
+        grid: of the segments, upright in the frame.
+        frame: (3, 3) axes of the grid's coordinates in LPS, as columns.
 
     The table's midline structure, the sacrum, is asked only where one side is all there is: it lies
     behind the others, and beside them in a patient who lies on the side.
@@ -126,9 +131,8 @@ def check_sides(segments: Sequence[Segment], grid: Grid) -> None:
     for segment in segments:
         sided = bool(segment.structure.side) or segment.structure in PELVIS
         if segment.mask.size and sided:
-            weights = segment.mask.sum(axis=(1, 2), dtype=np.float64)
-            index = float(weights @ np.arange(len(weights)) / weights.sum()) + segment.start[0]
-            x = grid.origin_mm[0] + index * grid.spacing_mm[0]
+            index = np.add(segment.start, centre_of(segment.mask))
+            x = float(frame[0] @ (grid.origin_mm + index * grid.spacing_mm))
             centres[segment.structure.side].append((x, segment.structure.name))
     left, right, middle = centres["left"], centres["right"], centres[""]
     for left_x, left_name in left or middle:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 from scipy import ndimage
 
@@ -19,12 +21,13 @@ CONGRUENT_VOXELS = 0.1
 Piece = tuple[tuple[int, int, int], np.ndarray]
 
 
-def placed(mask: Mask, grid: Grid, ct: CT | None) -> tuple[Piece, float]:
+def placed(mask: Mask, grid: Grid, ct: CT | None, frame: np.ndarray) -> tuple[Piece, float]:
     """The mask on the scan's grid, and the part of it that lies outside.
 
     Args:
-        grid: upright.
+        grid: upright in the frame.
         ct: the scan, where the mask lies on its slices.
+        frame: (3, 3) axes of the grid's coordinates in LPS, as columns.
     """
     nothing = (0, 0, 0), np.zeros((0, 0, 0), bool)
     if not mask.array.size:
@@ -36,6 +39,9 @@ def placed(mask: Mask, grid: Grid, ct: CT | None) -> tuple[Piece, float]:
     else:
         size = ints3(np.add(mask.start, mask.array.shape))
         stack = Stack(mask.lattice, np.arange(size[2], dtype=float), size)
+    turned = stack.lattice.copy()
+    turned[:3] = frame.T @ turned[:3]
+    stack = replace(stack, lattice=turned)
     array, start = mask.array, mask.start
     if not stack.is_even:
         array, start = _evened(mask, stack)

@@ -11,6 +11,7 @@ from multipass.dicom.reference import Reference, Segment, check_sides, share_ove
 from multipass.dicom.seg_header import SegHeader
 from multipass.dicom.seg_masks import Mask, read_masks
 from multipass.dicom.seg_placement import Piece, placed
+from multipass.geometry.lattices import LPS
 from multipass.geometry.volume import Grid, ints3, touches_end
 from multipass.structures import PELVIS, Identify, Key, SiteRules, Structure, by_codes, ordered
 
@@ -39,17 +40,22 @@ class _Pieces:
 
 
 def read_reference(
-    headers: Sequence[SegHeader], grid: Grid, rules: Identify = by_codes, ct: CT | None = None
+    headers: Sequence[SegHeader],
+    grid: Grid,
+    rules: Identify = by_codes,
+    ct: CT | None = None,
+    frame: np.ndarray = LPS,
 ) -> Reference:
     """Read the SEG files of one scan.
 
     Args:
         headers: one or more files; a structure may lie in one of them only, or alike in several.
-        grid: the scan's upright grid.
+        grid: the scan's, upright in the frame.
         rules: from a segment's attributes (`seg_header.attributes_of`) to structures: none to leave
             it out, two to split it between left and right; see `structures.read_rules`. Segments
             that they name alike become one structure, and are noted.
         ct: the scan, if it was read from DICOM: masks on its slices are resampled as these are.
+        frame: (3, 3) axes of the grid's coordinates in LPS, as columns; see `lattices.frame_of`.
 
     Raises:
         ValueError: a file cannot be read, a structure lies twice, codes do not tell segments apart,
@@ -61,7 +67,7 @@ def read_reference(
         earlier = set(found.pieces)
         for mask in read_masks(header.path, ct):
             label = mask.attributes["SegmentLabel"]
-            piece, outside = placed(mask, grid, ct)
+            piece, outside = placed(mask, grid, ct, frame)
             if outside:
                 notes.append(f"'{label}' lies outside the scan with {outside:.1%} of its voxels")
             for structure, part in _split(rules(mask.attributes), piece, label):
@@ -79,7 +85,7 @@ def read_reference(
     segments, shared = share_overlaps(segments)
     if shared:
         notes.append(f"segments overlap in {shared} voxels, shared equally")
-    check_sides(segments, grid)
+    check_sides(segments, grid, frame)
     return Reference(grid, tuple(segments), tuple(notes))
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from multipass.data.images import Image, distinct_whole, read_image
-from multipass.geometry.labelmaps import boxes_of
+from multipass.geometry.labelmaps import boxes_of, centre_of
 from multipass.geometry.lattices import Lattice, apart_mm, nearest_grid, voxel_mm
 from multipass.geometry.volume import Volume
 from multipass.structures import FEMUR, PELVIS, Key, Structure, mirror_partners
@@ -190,13 +190,7 @@ def _places(upright: Volume, structures: Sequence[Structure]) -> dict[Key, _Plac
     places = {}
     for k, box in enumerate(boxes_of(upright.array, len(structures))):
         if box is not None:
-            inside = upright.array[box] == 1 + k
-            index = [s.start + _mean_along(inside, d) for d, s in enumerate(box)]
+            index = centre_of(upright.array[box] == 1 + k) + [s.start for s in box]
             ends = origin[0] + spacing[0] * np.array([box[0].start, box[0].stop - 1])
             places[structures[k].key] = _Place(origin + index * spacing, *ends.tolist())
     return places
-
-
-def _mean_along(mask: np.ndarray, axis: int) -> float:
-    counts = np.count_nonzero(mask, axis=tuple(d for d in range(3) if d != axis))
-    return float(counts @ np.arange(len(counts)) / counts.sum())

@@ -15,7 +15,7 @@ from multipass.dicom.seg_reader import read_reference
 from multipass.evaluation.label_maps import contradiction, read_label_map
 from multipass.evaluation.metrics import compare
 from multipass.geometry.labelmaps import LEAST_PART_MM3
-from multipass.geometry.lattices import Lattice, resample_lattice
+from multipass.geometry.lattices import Lattice, frame_of, in_frame, resample_lattice
 from multipass.geometry.volume import (
     Grid,
     Volume,
@@ -101,14 +101,16 @@ def reference_labels(
         ValueError: the reference cannot be read, does not fit, or is of another convention.
     """
     if case.seg:
-        found = read_reference(case.seg, scan.upright.grid, rules, scan.ct)
+        frame = frame_of(scan.grid)
+        seen = in_frame(scan.grid, frame)
+        found = read_reference(case.seg, upright_grid(seen), rules, scan.ct, frame)
         values = {segment.structure.key: 1 + k for k, segment in enumerate(found.segments)}
         statuses = {segment.structure.key: segment.status for segment in found.segments}
         lookup = np.zeros(len(found.segments) + 1, np.min_scalar_type(len(structures)))
         for k, structure in enumerate(structures):
             lookup[values.get(structure.key, 0)] = 1 + k
         lookup[0] = 0
-        labels = _back(Volume(lookup[found.labels()], scan.upright.grid), scan.grid)
+        labels = from_upright(lookup[found.labels()], seen)
         return labels, [statuses.get(s.key, "absent") for s in structures]
     if case.reference_path is None:
         return None
@@ -140,17 +142,8 @@ def upright_labels(labels: np.ndarray, grid: Grid) -> np.ndarray:
     """A label map on the scan's grid on its upright one: the nearest label where it is oblique."""
     if axis_order(grid) is not None:
         return upright(Volume(labels, grid)).array
-    return _nearest(Volume(labels, grid), upright_grid(grid))
-
-
-def _back(volume: Volume, grid: Grid) -> np.ndarray:
-    """The inverse of `upright_labels`."""
-    if axis_order(grid) is not None:
-        return from_upright(volume.array, grid)
-    return _nearest(volume, grid)
-
-
-def _nearest(volume: Volume, to: Grid) -> np.ndarray:
+    to = upright_grid(grid)
     placed = to.origin_mm, to.spacing_mm, to.direction
     nearest = sitk.Transform(), sitk.sitkNearestNeighbor
-    return sitk.GetArrayFromImage(sitk.Resample(to_sitk(volume), to.size, *nearest, *placed)).T
+    resampled = sitk.Resample(to_sitk(Volume(labels, grid)), to.size, *nearest, *placed)
+    return sitk.GetArrayFromImage(resampled).T

@@ -42,6 +42,12 @@ def boxes_of(labels: np.ndarray, count: int) -> list[Box | None]:
     return [None if one is None else _shifted(one[::-1], outer) for one in inner]
 
 
+def centre_of(mask: np.ndarray) -> np.ndarray:
+    """(3,) mean index of a mask or of fractions."""
+    profiles = [mask.sum(axis=tuple({0, 1, 2} - {d}), dtype=np.float64) for d in range(3)]
+    return np.array([p @ np.arange(len(p)) / p.sum() for p in profiles])
+
+
 def voxel_counts(labels: np.ndarray, count: int) -> np.ndarray:
     """Voxels of each value from 0 to `count`; slice by slice, since bincount makes int64 copies."""
     slices = labels.transpose(2, 1, 0)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import SimpleITK as sitk
+from scipy.optimize import linear_sum_assignment
 
-from multipass.geometry.volume import AIR_HU, Grid, Volume, floats3, ints3
+from multipass.geometry.volume import AIR_HU, Grid, Volume, axis_order, floats3, ints3
 
 # A lattice that a grid meets to half a voxel at all corners is that grid, written with rounding;
 # beyond it is sheared, as a gantry counts as tilted.
 SAME_VOXEL = 0.5
+# The axes of LPS coordinates, as columns.
+LPS = np.eye(3)
 # Places farther from the scanner, and smaller voxels, are no patient's.
 FARTHEST_MM, LEAST_MM3 = 1e6, 1e-9
 
@@ -103,3 +106,19 @@ def resample_lattice(
         outside,
     )
     return Volume(sitk.GetArrayFromImage(resampled).T, target)
+
+
+def frame_of(grid: Grid) -> np.ndarray:
+    """(3, 3) axes of a grid as columns, in the order and sense that come nearest to L, P, S: the
+    identity where they are patient axes."""
+    if axis_order(grid) is not None:
+        return LPS
+    _, order = linear_sum_assignment(-np.abs(grid.matrix))
+    axes = grid.matrix[:, order]
+    return axes * np.sign(np.diag(axes))
+
+
+def in_frame(grid: Grid, frame: np.ndarray) -> Grid:
+    """A grid in coordinates along the columns of an orthogonal matrix."""
+    origin, direction = frame.T @ grid.origin_mm, frame.T @ grid.matrix
+    return replace(grid, origin_mm=floats3(origin), direction=tuple(direction.ravel().tolist()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,15 +12,20 @@ import oracle
 import pytest
 import SimpleITK as sitk
 from nifti import write_nifti
+from orientation import oriented
 
 from multipass.data.case import Case
 from multipass.data.scan import read_scan
+from multipass.data.scans import find_cases
 from multipass.evaluation.metrics import compare
-from multipass.evaluation.scoring import score
+from multipass.evaluation.scoring import reference_labels, score
 from multipass.geometry.volume import Grid, Volume, to_sitk
 from multipass.model import passes
 from multipass.model.maps import bone_labels
 from multipass.model.way_back import own_grid_labels
+from multipass.phantom import make_subject
+from multipass.phantom.reference import write_segmentation
+from multipass.phantom.writer import write_ct
 from multipass.structures import PELVIS
 
 NAMES = [structure.name for structure in PELVIS]
@@ -69,6 +75,25 @@ def test_a_perfect_mask_of_an_oblique_scan_scores_1(tmp_path):
     results = passes.segment(oracle.model(), scan.upright, 1)
     found = score(case, scan, label, results, PELVIS, [None] * 5)
     assert {(row["dice"], row["assd_mm"], row["nsd_1mm"]) for row in found.rows} == {(1, 0, 1)}
+
+
+@pytest.mark.parametrize("signs", [(1, 1, 1), (-1, -1, 1), (1, -1, -1)])
+def test_a_seg_of_an_oblique_series_lies_voxel_for_voxel_on_it(tmp_path, signs):
+    grid = turned(oracle.scene_grid(), 9)
+    volume, label = oracle.scene(replace(grid, size=(grid.size[0], grid.size[1], 40)))
+    volume, label = (
+        oriented(Volume(array, volume.grid), (0, 1, 2), signs) for array in (volume.array, label)
+    )
+    recipe = make_subject(3, 0, matrix=64, size="small", padding=None).recipe
+    paths = write_ct(tmp_path / "im_1", volume, recipe)
+    write_segmentation(tmp_path / "im_3", label, tmp_path / "im_1", paths, recipe)
+    with ExitStack() as stack:
+        (case,) = find_cases(tmp_path, stack).cases
+        scan = read_scan(case)
+        assert scan.is_oblique and case.seg
+        labels, _ = reference_labels(case, scan, PELVIS)
+    np.testing.assert_allclose(scan.grid.affine, label.grid.affine, atol=1e-3)
+    assert np.array_equal(labels, label.array)
 
 
 def test_a_sheared_scan_is_scored_against_its_sheared_reference(tmp_path):

@@ -171,7 +171,6 @@ def small(recipe: Recipe) -> Recipe:
 def whole_body(recipe: Recipe) -> Recipe:
     """The same patient, stretched out, from shoulders, neck or crown to thighs, shins or feet."""
     rng = recipe.rng("body")
-    lattice_mm, tissue_mm = (2.5, 5.0) if recipe.matrix <= 256 else (2.0, recipe.tissue_mm)
     bottom = rng.uniform(-330, -140) if rng.random() < 0.6 else rng.uniform(-760, -450)
     tops = {"shoulders": (440, 600), "neck": (600, 720), "crown": (760, 850)}
     top = rng.uniform(*tops[rng.choice(list(tops), p=[0.4, 0.2, 0.4])])
@@ -185,7 +184,7 @@ def whole_body(recipe: Recipe) -> Recipe:
     return replace(
         recipe, limbs=arms, arms=False, bottom_mm=round(float(bottom) * recipe.scale, 1),
         top_mm=round(float(top) * recipe.scale, 1), slice_step_mm=step, slice_thickness_mm=step,
-        pixel_mm=round(float(field) / recipe.matrix, 6), lattice_mm=lattice_mm, tissue_mm=tissue_mm,
+        pixel_mm=round(float(field) / recipe.matrix, 6), lattice_mm=2.5, tissue_mm=5.0,
         pelvis_deg=(0.35 * tilt, 0.35 * lean, 0.35 * spin), femur_deg=(left, right),
     )  # fmt: skip
 

@@ -28,7 +28,7 @@ from multipass.structures import OTHER_BONE, Key, Structure, has_both_sides, ord
 
 # A larger complete_dataset.pkl is left alone and the patient files beside it are streamed.
 MAX_IN_MEMORY_BYTES = 1 << 30
-POINTS = 4000  # voxels of bone, evenly through their list, that say where they are
+POINTS = 2000  # voxels of bone, evenly through their list, that say where they are
 
 
 @dataclass(frozen=True)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,6 +25,7 @@ from multipass.training.loss import with_background, without_extra
 from multipass.training.processes import rank, world_size
 from multipass.training.shelf import Shelf
 
+THREADS = 2  # that make batches for a GPU
 FEWEST_STEPS = 20  # an epoch of a small cohort, so that validation does not take most of the time
 Size = tuple[int, int, int]
 
@@ -104,8 +108,8 @@ class Batches:
         shuffle = random_state(self.seed, epoch)
         while len(order) < draws:
             order += shuffle.permutation(len(self.ids)).tolist()
-        made = (self._batch(epoch, order, step, size(step)) for step in range(self.steps))
-        return ahead(made) if self.device.type == "cuda" else made
+        made = (partial(self._batch, epoch, order, step, size(step)) for step in range(self.steps))
+        return ahead(made) if self.device.type == "cuda" else (make() for make in made)
 
     def _batch(self, epoch: int, order: Sequence[int], step: int, size: Size) -> Batch:
         share = self.batch_size // world_size()
@@ -116,12 +120,13 @@ class Batches:
     def _draw(self, epoch: int, at: int, patient_id: str, size: Size) -> tuple:
         state = random_state(self.seed, epoch, at + 1)
         sample = self.shelf.sample(self.cohort, patient_id)
-        self.place.set_random_state(state=state)
-        place = self.place(sample)
+        placement, intensity = copy.deepcopy((self.place, self.intensity))
+        placement.set_random_state(state=state)
+        place = placement(sample)
         seen, known = seen_through(sample, place, self.windows, size, self.shelf, self.partners)
         boxes = [place.boxes[window] for window in self.windows]
-        self.intensity.set_random_state(state=state)
-        images, fractions = self.intensity(seen, boxes)
+        intensity.set_random_state(state=state)
+        images, fractions = intensity(seen, boxes)
         context = RandContext(self.context_odds, self.partners[: len(self.cohort.structures)])
         context.set_random_state(state=state)
         return images, fractions, boxes, known, context
@@ -146,13 +151,20 @@ def seen_through(
     return seen, known
 
 
-def ahead(items: Iterator[Batch]) -> Iterator[Batch]:
-    """Makes the next item while this one is used; on a CPU the two would only share its cores."""
-    with ThreadPoolExecutor(1) as thread:
-        following = thread.submit(next, items, None)
-        while (item := following.result()) is not None:
-            following = thread.submit(next, items, None)
-            yield item
+def ahead(makers: Iterator[Callable[[], Batch]]) -> Iterator[Batch]:
+    """Makes the next batches while one is used; on a CPU they would only share its cores.
+
+    What a batch depends on is asked for (`next(makers)`) in the order of use, one thread's work
+    before it is needed.
+    """
+    with ThreadPoolExecutor(THREADS) as threads:
+        following: deque[Future[Batch]] = deque()
+        for make in makers:
+            following.append(threads.submit(make))
+            if len(following) > THREADS:
+                yield following.popleft().result()
+        while following:
+            yield following.popleft().result()
 
 
 def collate(rows: Sequence[tuple]) -> Batch:

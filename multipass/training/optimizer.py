@@ -6,6 +6,7 @@ arithmetic take ten times as long as for the rest of a step; hence this one.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,21 +48,20 @@ class Muon(torch.optim.Optimizer):
         inner, others = self.param_groups
         self.adamw.param_groups[0]["lr"] = others["lr"]
         self.adamw.step()
-        for weight in inner["params"]:
-            if weight.grad is not None:
-                self._move(weight, weight.grad, inner["lr"], inner["weight_decay"])
+        weights = [weight for weight in inner["params"] if weight.grad is not None]
+        directions = orthogonal([self._ahead(weight, weight.grad) for weight in weights])
+        for weight, direction in zip(weights, directions, strict=True):
+            length = UPDATE_RMS * max(direction.shape) ** 0.5
+            weight.mul_(1 - inner["lr"] * inner["weight_decay"])
+            weight.sub_(direction.view_as(weight), alpha=inner["lr"] * length)
 
-    def _move(
-        self, weight: torch.Tensor, gradient: torch.Tensor, lr: float, weight_decay: float
-    ) -> None:
+    def _ahead(self, weight: torch.Tensor, gradient: torch.Tensor) -> torch.Tensor:
+        """The gradient after a step of momentum, as a matrix."""
         state = self.state[weight]
         if not state:
             state["momentum"] = torch.zeros_like(weight)
         momentum = state["momentum"].lerp_(gradient, 1 - MOMENTUM)
-        ahead = gradient.lerp(momentum, MOMENTUM).flatten(1)
-        length = UPDATE_RMS * max(ahead.shape) ** 0.5
-        weight.mul_(1 - lr * weight_decay)
-        weight.sub_(orthogonal(ahead).view_as(weight), alpha=lr * length)
+        return gradient.lerp(momentum, MOMENTUM).flatten(1)
 
     def state_dict(self) -> dict[str, Any]:
         return {"muon": super().state_dict(), "adamw": self.adamw.state_dict()}
@@ -71,21 +71,33 @@ class Muon(torch.optim.Optimizer):
         self.adamw.load_state_dict(state_dict["adamw"])
 
 
-def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """Near to the U V^T of a matrix U S V^T: its singular values become 0.7 to 1.2.
+def orthogonal(matrices: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """Near to the U V^T of each matrix U S V^T: its singular values become 0.7 to 1.2.
 
     Newton-Schulz iteration on the smaller Gram matrix G = X X^T: each round multiplies X by a
-    polynomial of G, and all of these commute, so that X itself is multiplied once.
+    polynomial of G, and all of these commute, so that X itself is multiplied once. Gram matrices of
+    one size go through the rounds together: a GPU takes as long for one as for all.
     """
-    if matrix.shape[0] > matrix.shape[1]:
-        return orthogonal(matrix.T).T
-    x = matrix / matrix.norm().clamp(min=LEAST_NORM)
-    gram = (x @ x.T).double()
-    product = torch.eye(len(x), dtype=gram.dtype, device=gram.device)
+    wide = [m if m.shape[0] <= m.shape[1] else m.T for m in matrices]
+    wide = [x / x.norm().clamp(min=LEAST_NORM) for x in wide]
+    by_size: dict[int, list[int]] = defaultdict(list)
+    for index, x in enumerate(wide):
+        by_size[len(x)].append(index)
+    found = list(wide)
+    for indices in by_size.values():
+        grams = torch.stack([wide[i] @ wide[i].T for i in indices]).double()
+        for i, product in zip(indices, _rounds(grams), strict=True):
+            found[i] = product.to(wide[i]) @ wide[i]
+    return [x if m.shape[0] <= m.shape[1] else x.T for x, m in zip(found, matrices, strict=True)]
+
+
+def _rounds(grams: torch.Tensor) -> torch.Tensor:
+    """(N, n, n) the products of all rounds' polynomials of (N, n, n) Gram matrices."""
+    product = torch.eye(grams.shape[-1], dtype=grams.dtype, device=grams.device)
     a, b, c = QUINTIC
     for _ in range(ROUNDS):
-        factor = b * gram + c * gram @ gram
-        factor.diagonal().add_(a)
+        factor = b * grams + c * grams @ grams
+        factor.diagonal(dim1=-2, dim2=-1).add_(a)
         product = factor @ product
-        gram = factor @ gram @ factor
-    return product.to(x) @ x
+        grams = factor @ grams @ factor
+    return product

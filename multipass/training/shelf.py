@@ -6,6 +6,8 @@ each window, so that memory does not grow with the cohort.
 
 from __future__ import annotations
 
+from threading import Lock
+
 import numpy as np
 import torch
 
@@ -25,6 +27,7 @@ class Shelf:
         self.device = device
         self._held: dict[tuple[str, str], tuple[torch.Tensor, Pairs]] = {}
         self._samples: dict[str, Sample] = {}
+        self._lock = Lock()  # batches are made by several threads
         self._keeps, self._room = device.type == "cuda", 0.0
         if self._keeps:
             self._room = GPU_SHARE * torch.cuda.get_device_properties(device).total_memory
@@ -33,9 +36,10 @@ class Shelf:
         """A patient, read anew each time unless the cohort stays in a GPU's memory."""
         if not self._keeps:
             return cohort.sample(patient_id)
-        if patient_id not in self._samples:
-            self._samples[patient_id] = cohort.sample(patient_id)
-        return self._samples[patient_id]
+        with self._lock:
+            if patient_id not in self._samples:
+                self._samples[patient_id] = cohort.sample(patient_id)
+            return self._samples[patient_id]
 
     def channels(
         self, sample: Sample, level: Level, start: np.ndarray, stop: np.ndarray
@@ -56,11 +60,12 @@ class Shelf:
 
     def _read(self, sample: Sample, level: Level, box: tuple) -> tuple[torch.Tensor, Pairs]:
         key = sample.patient_id, level.name
-        if key not in self._held:
-            if not self._room_for(level):
-                return self._unpacked(level, box)
-            self._held[key] = self._unpacked(level, None)
-        image, pairs = self._held[key]
+        with self._lock:
+            if key not in self._held:
+                if not self._room_for(level):
+                    return self._unpacked(level, box)
+                self._held[key] = self._unpacked(level, None)
+            image, pairs = self._held[key]
         return image[box], [(a[box], None if b is None else b[box]) for a, b in pairs]
 
     def _room_for(self, level: Level) -> bool:

@@ -56,7 +56,7 @@ def begin(data: Path, device: torch.device) -> tuple[State, Batch]:
     """A small network to train, and a patient."""
     torch.manual_seed(0)
     cohort = Cohort(data)
-    network = MultiPassUNet(1 + len(cohort.structures), (8, 8, 16, 16)).to(device)
+    network = MultiPassUNet(1 + len(cohort.structures), (8, 8, 16, 16), scales=3).to(device)
     state = State(network, lr=0.01, weight_decay=0.0, ema=0.9, device=device)
     return state, Validation(cohort, WINDOWS, device).batches(cohort.ids[0])[0]
 
@@ -125,7 +125,7 @@ def test_a_resumed_run_goes_on_as_if_undisturbed(script, data, undisturbed, tmp_
     losses = [[row["train_loss"] for row in state["history"]] for state in (one, two)]
     print("\nlosses undisturbed and resumed:", losses)
     assert losses[1] == pytest.approx(losses[0], rel=LOSS_ROUNDING)
-    assert losses[0][2] < losses[0][1] * (1 - LOSS_ROUNDING)
+    assert losses[0][2] < losses[0][0] * (1 - LOSS_ROUNDING)
 
 
 def test_a_checkpoint_made_on_cuda_loads_on_a_cpu(script, data, undisturbed):

@@ -30,7 +30,7 @@ def network() -> list[Parameter]:
 @pytest.mark.parametrize("shape", [(5, 40), (40, 5), (7, 7), (1, 9)])
 def test_directions_become_equally_long_and_keep_their_sides(shape):
     torch.manual_seed(1)
-    found = orthogonal(matrix := torch.randn(shape))
+    (found,) = orthogonal([matrix := torch.randn(shape)])
     u, _, vt = torch.linalg.svd(matrix, full_matrices=False)
     turned = u.T @ found @ vt.T
     assert turned.diagonal().min() > 0.6 and turned.diagonal().max() < 1.3
@@ -40,8 +40,17 @@ def test_directions_become_equally_long_and_keep_their_sides(shape):
 def test_orthogonal_knows_no_scale_and_stands_zeros():
     torch.manual_seed(2)
     matrix = torch.randn(6, 30)
-    assert torch.allclose(orthogonal(matrix), orthogonal(1e-4 * matrix), atol=1e-4)
-    assert torch.equal(orthogonal(torch.zeros(6, 30)), torch.zeros(6, 30))
+    one, other, nothing = orthogonal([matrix, 1e-4 * matrix, torch.zeros(6, 30)])
+    assert torch.allclose(one, other, atol=1e-4)
+    assert torch.equal(nothing, torch.zeros(6, 30))
+
+
+def test_matrices_of_any_shapes_together_are_as_each_alone():
+    torch.manual_seed(4)
+    matrices = [torch.randn(shape) for shape in ((6, 30), (30, 6), (4, 9), (6, 6), (12, 7))]
+    for together, matrix in zip(orthogonal(matrices), matrices, strict=True):
+        torch.testing.assert_close(together, orthogonal([matrix])[0])
+        assert together.shape == matrix.shape
 
 
 def test_it_steps_as_the_muon_of_torch():

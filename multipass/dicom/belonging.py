@@ -33,7 +33,10 @@ def why_not(
     twins = [s for s in beside if s is not series and _alike(seg, s, series)]
     if seg.series_uids and not twins:
         return ""
-    named = seg.instance_uids or source_uids(seg.path)
+    try:
+        named = seg.instance_uids or source_uids(seg.path)
+    except ValueError as error:
+        return f"cannot be read ({error})"
     if named:
         if named & _instances(series):
             return ""

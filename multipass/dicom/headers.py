@@ -19,6 +19,7 @@ from multipass.terminal import is_out_of_memory
 # image's identification (PS3.10 7.1 asks for a preamble, and old archives keep none).
 FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")
 PREAMBLE_BYTES = 128
+NOT_DICOM = "not a DICOM file"
 
 # Values are checked where they are used; pydicom's own warnings would only repeat that.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -44,16 +45,16 @@ def read_dicom(
             path, force=is_bare, stop_before_pixels=not pixels, specific_tags=tags
         )
     except InvalidDicomError:
-        raise ValueError("not a DICOM file") from None
-    except MemoryError:
-        raise ValueError("not enough memory to read it") from None
+        raise ValueError(NOT_DICOM) from None
+    except OSError as error:
+        raise ValueError(f"cannot be read ({short(error)})") from None
     except Exception as error:  # pydicom raises many kinds on damaged files
         if is_out_of_memory(error):
             raise
         raise ValueError(f"damaged DICOM header ({short(error)})") from None
     if is_bare:
         if "SOPClassUID" not in dataset:
-            raise ValueError("not a DICOM file")
+            raise ValueError(NOT_DICOM)
         dataset.file_meta.setdefault("TransferSyntaxUID", _syntax_of(dataset))
     return dataset
 

@@ -26,7 +26,7 @@ TISSUE = Code("85756007", "SCT", "Tissue")
 COPIED = (
     *("SOPClassUID", "SegmentationType", "SegmentationFractionalType", "MaximumFractionalValue"),
     *("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
-    *("SamplesPerPixel", "PhotometricInterpretation", "NumberOfFrames", "SegmentsOverlap"),
+    *("SamplesPerPixel", "NumberOfFrames", "SegmentsOverlap"),
 )
 
 
@@ -50,7 +50,8 @@ def plain_copy(dataset: Dataset, frames: Frames, segment_numbers: Sequence[int])
     copy.PatientID = copy.PatientName = copy.PatientBirthDate = copy.PatientSex = ""
     copy.StudyDate = copy.StudyTime = copy.ContentDate = copy.ContentTime = ""
     copy.StudyID = copy.AccessionNumber = copy.ReferringPhysicianName = copy.Manufacturer = ""
-    copy.LossyImageCompression = "00"
+    # Label maps may have a palette, which is of no use here.
+    copy.LossyImageCompression, copy.PhotometricInterpretation = "00", "MONOCHROME2"
     number = {original: k for k, original in enumerate(segment_numbers, 1)}
     copy.SegmentSequence = [_segment(k) for k in number.values()]
     is_label_map = dataset.get("SegmentationType") == "LABELMAP"

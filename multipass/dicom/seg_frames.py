@@ -21,6 +21,8 @@ from multipass.dicom.stack import PLACE_TOLERANCE
 SEGMENT_NUMBER = pydicom.tag.Tag("ReferencedSegmentNumber")
 SAME_DIRECTION = 1e-3
 SAME_HEIGHT_MM = 1e-3
+# Some writers round places to two decimals.
+ROUNDED_MM = 0.01
 # A frame may lie this part of a pixel aside of its slice.
 ASIDE_PIXELS = 0.1
 # Where no two neighbouring slices have a frame, the spacing is a part of the smallest gap.
@@ -113,8 +115,8 @@ def _on_slices(dataset: Dataset, plane: np.ndarray, places: np.ndarray, ct: CT) 
     nearest = np.abs(places @ first.normal - heights[:, None]).argmin(axis=0)
     off = places - acquired[nearest]
     aside = np.abs(off @ (plane / pixel)) / pixel
-    along = np.abs(off @ first.normal) / np.diff(heights).min()
-    if aside.max() > ASIDE_PIXELS or along.max() > PLACE_TOLERANCE:
+    along_mm = max(PLACE_TOLERANCE * np.diff(heights).min(), ROUNDED_MM)
+    if aside.max() > ASIDE_PIXELS or np.abs(off @ first.normal).max() > along_mm:
         return None
     return nearest.tolist()
 

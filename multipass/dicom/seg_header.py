@@ -13,7 +13,7 @@ from typing import Any
 from pydicom.dataset import Dataset
 from pydicom.uid import SegmentationStorage
 
-from multipass.dicom.headers import read_dicom, text
+from multipass.dicom.headers import read_dicom, short, text
 
 # The name that this product's own segmentations bear.
 ALGORITHM = "3D MultiPass U-Net"
@@ -82,8 +82,11 @@ def source_uids(path: Path) -> frozenset[str]:
     """
     keywords = ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
     header = read_dicom(path, specific_tags=keywords)
-    groups = (group for keyword in keywords for group in header.get(keyword) or [])
-    return frozenset(uid for group in groups for uid in _sources(group))
+    try:
+        groups = (group for keyword in keywords for group in header.get(keyword) or [])
+        return frozenset(uid for group in groups for uid in _sources(group))
+    except Exception as error:  # pydicom decodes values when they are asked for
+        raise ValueError(f"damaged DICOM header ({short(error)})") from None
 
 
 def _sources(group: Dataset) -> Iterator[str]:

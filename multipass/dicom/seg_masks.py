@@ -54,7 +54,7 @@ def read_masks(path: Path, ct: CT | None) -> list[Mask]:
         return _read_masks(path, ct)
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from None
-    except (OSError, MemoryError):
+    except OSError:
         raise
     except Exception as error:  # pydicom decodes values when they are asked for
         if is_out_of_memory(error):

@@ -23,9 +23,10 @@ TILT_PIXELS = 0.5
 SAME_SLICE_MM = 1e-3
 # Differences of stored positions carry rounding noise; a nanometre is enough.
 SPACING_DECIMALS = 6
-# One gap in ten is as narrow as the even slices that an uneven stack is interpolated to, so that a
-# single narrow gap does not multiply them.
+# One gap in ten is as narrow as the even slices that an uneven stack is interpolated to, and these
+# are at most so many times as many as the acquired ones: narrow gaps must not multiply them.
 NARROW_PART = 0.1
+MOST_TIMES = 3
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,8 @@ def stack_of(slices: Sequence[Slice]) -> Stack:
     at = np.arange(len(slices), dtype=float)
     off = np.linalg.norm(places - (places[0] + at[:, None] * step), axis=1)
     if off.max() > PLACE_TOLERANCE * abs(first.normal @ step):
-        spacing = float(np.quantile(gaps, NARROW_PART, method="lower"))
+        narrow = float(np.quantile(gaps, NARROW_PART, method="lower"))
+        spacing = max(narrow, heights[-1] / (MOST_TIMES * len(slices)))
         step = (places[-1] - places[0]) / heights[-1] * spacing
         at = heights / spacing
         _check_line(slices, places, step, at)

@@ -134,10 +134,13 @@ def test_the_header_changes_nothing(folder, label, ct, tmp_path, edit: Callable)
     assert np.array_equal(reference.labels(), label)
 
 
-def test_fractions_of_several_segments_stay_apart(folder, label, ct):
+@pytest.mark.parametrize("empty", [None, 1, 3])
+def test_fractions_of_several_segments_stay_apart(folder, label, ct, empty):
     slices = [pydicom.dcmread(path) for path in sorted((folder / "ct").iterdir())]
     rng = np.random.default_rng(0)
     parts = np.stack([(label == k) * rng.integers(40, 200, SIZE) / 200 for k in range(1, 6)], -1)
+    if empty:
+        parts[..., empty - 1] = 0
     options = {"fractional_type": "OCCUPANCY", "max_fractional_value": 200}
     write_seg(folder / "fractions.dcm", parts, slices, "FRACTIONAL", **options)
     reference = read(folder / "fractions.dcm", ct)

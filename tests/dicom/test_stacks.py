@@ -161,3 +161,12 @@ def test_a_segmentation_of_its_own_grid_is_placed_by_its_frames(tmp_path):
     back = reference.labels()
     agree = np.count_nonzero((back == label) & (label > 0)) / np.count_nonzero(label)
     assert agree > 0.8
+
+
+def test_narrow_gaps_do_not_multiply_the_slices(tmp_path):
+    hounsfield, _ = bones(SIZE)
+    heights = np.cumsum([0, 8, 8, 8, 8, 8, 8, 0.2, 0.2, 0.2, 0.2, 8])
+    write_slices(tmp_path, hounsfield, stacked(POSITIONS["HFS"], heights, (0, 0)))
+    ct = read_ct(choose(find(tmp_path))[0])
+    assert ct.volume.grid.size[2] <= 3 * SIZE[2] + 1
+    assert ct.volume.grid.box_mm()[1, 2] - ct.volume.grid.box_mm()[0, 2] >= heights[-1]

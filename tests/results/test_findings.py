@@ -7,6 +7,7 @@ import oracle
 import pytest
 
 from multipass.dicom.hounsfield import implausible
+from multipass.geometry.field_of_view import FieldOfView
 from multipass.geometry.volume import AIR_HU, Volume
 from multipass.geometry.windows import close_windows, window_over
 from multipass.model.maps import ClassMaps, PassResult, native_labels
@@ -55,6 +56,17 @@ def test_a_bone_at_the_edge_of_a_round_field_of_view_is_cut(seen):
     padded = Volume(np.where(outside, AIR_HU, volume.array).astype(np.int16), volume.grid)
     rows = describe(np.where(outside, 0, labels), padded, results, PELVIS)
     assert [row["status"] for row in rows] == ["cut", "cut", "complete", "complete", "complete"]
+
+
+def test_a_bone_at_the_end_of_what_was_acquired_is_cut(seen):
+    """An oblique or tilted scan ends within its upright copy."""
+    volume, results, labels = seen
+    nx, ny, nz = labels.shape
+    top = int(np.argwhere(labels == 3)[:, 2].max())
+    view = FieldOfView(volume.grid.affine, (nx, ny, top + 2), np.zeros((nx, ny), bool), rim=1.0)
+    rows = describe(labels, volume, results, PELVIS, view)
+    reaching = [k for k in range(5) if (labels[:, :, top - 1 :] == k + 1).any()]
+    assert [row["status"] == "cut" for row in rows] == [k in reaching for k in range(5)]
 
 
 def test_a_bone_that_goes_on_where_the_last_pass_did_not_look():

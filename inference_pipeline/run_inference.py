@@ -210,7 +210,7 @@ def segment_all(
             with case.at_hand():
                 report = segment_case(case, model, options, output, stages)
         except Exception as error:  # a fault of ours must not stop the cohort either
-            outcome.failed.append((case.name, one_sentence(error)))
+            outcome.failed.append((output.called(case), one_sentence(error)))
             log.error("%s: %s", *outcome.failed[-1])
             continue
         output.reports[report["case"]] = report

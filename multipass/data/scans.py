@@ -30,7 +30,8 @@ from multipass.files import files_below
 from multipass.terminal import one_sentence
 
 # With the detached voxels of .nhdr and .mhd.
-IGNORED_SUFFIXES = {".raw", ".zraw", ".gz", *dicom.NO_DICOM}
+IGNORED_SUFFIXES = {".raw", ".zraw", *dicom.NO_DICOM}
+UNREAD_ARCHIVES = {".gz", ".tgz", ".tar", ".bz2", ".xz", ".zst", ".7z", ".rar"}
 REPORT_NAME = "report.json"
 # Archives stay unpacked from finding to segmenting up to so much in all, since unpacking takes
 # time.
@@ -79,6 +80,11 @@ def find_cases(root: Path, stack: ExitStack) -> FoundCases:
     voxels = {p for path in files if stem_of(path) is not None for p in voxels_of(path)}
     unknown = [p for p in files if stem_of(p) is None and p.suffix.lower() not in IGNORED_SUFFIXES]
     unknown = [p for p in unknown if p not in voxels]
+    if packed := [p for p in unknown if p.suffix.lower() in UNREAD_ARCHIVES]:
+        more = f", and {len(packed) - 1} more" if len(packed) > 1 else ""
+        reason = f"a kind of archive that is not read here: unpack it or zip it{more}"
+        found.refused.append((_shown(packed[0], root), reason))
+        unknown = [p for p in unknown if p.suffix.lower() not in UNREAD_ARCHIVES]
     for unit, members in _units(root, unknown):
         _add_dicom(unit, members, found, root)
     found.cases = uniquely_named(found.cases)

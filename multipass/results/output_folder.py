@@ -50,6 +50,13 @@ class OutputFolder:
                 return name
         raise AssertionError("there is always another number")
 
+    def called(self, case: Case) -> str:
+        """A case without a result here: by its name, and by its path if a result of that name is
+        another scan's."""
+        report = self.reports.get(case.name)
+        is_other = report is not None and _source(report) != source_of(case)
+        return f"{case.name} ({printable(case.source)})" if is_other else case.name
+
     def finished(self, name: str, identity: dict[str, Any]) -> dict[str, Any] | None:
         """The report of a case of this identity, if all that was wanted of it is there, whole."""
         report = self.reports.get(name)

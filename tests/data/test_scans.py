@@ -188,6 +188,16 @@ def test_finding_grows_with_the_number_of_scans_alone(tmp_path, monkeypatch):
     assert len(listed) <= 1
 
 
+def test_archives_that_are_not_read_are_named(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a.nii.gz", "b.tar.gz", "c.7z", "notes.txt"):
+        (tmp_path / "in" / name).write_bytes(b"")
+    found, refused = cases(tmp_path / "in")
+    assert list(found) == ["a"]
+    reason = "a kind of archive that is not read here: unpack it or zip it, and 1 more"
+    assert refused == {"b.tar.gz": reason}
+
+
 def test_a_folder_that_cannot_be_listed_is_named(tmp_path, monkeypatch):
     for name in ("a/a.nii", "b/b.nii"):
         (tmp_path / name).parent.mkdir()

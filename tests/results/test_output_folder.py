@@ -59,6 +59,14 @@ def test_each_scan_of_one_name_gets_a_folder_of_its_own(tmp_path):
     assert names(output) == ["B_ct", "B_ct_2", "ct"]
 
 
+def test_a_scan_without_a_result_is_not_taken_for_another(tmp_path):
+    segmented(tmp_path / "out", tmp_path / "A" / "ct.nii", "a")
+    results = OutputFolder(tmp_path / "out")
+    names = [results.called(Case("ct", tmp_path / place / "ct.nii")) for place in ("A", "B")]
+    assert names == ["ct", f"ct ({tmp_path / 'B' / 'ct.nii'})"]
+    assert results.called(Case("mr", tmp_path / "mr.nii")) == "mr"
+
+
 def test_a_scan_that_moved_keeps_its_folder(tmp_path):
     first = segmented(tmp_path / "out", tmp_path / "here" / "ct.nii", "a")
     assert segmented(tmp_path / "out", tmp_path / "there" / "ct.nii", "a") == first

@@ -28,7 +28,7 @@ THICK += [("left femur", (20, 5, -44))]
 @pytest.mark.parametrize(("name", "place"), THIN)
 def test_the_cortex_is_at_most_a_millimetre_in_fossa_ala_and_head(name, place, cortex_mm):
     middle = tissue_around(name, place, cortex_mm=cortex_mm).inner_mm[8:12, 8:12, 8:12]
-    assert middle.min() > 0.2 and middle.max() <= 1.05
+    assert middle.min() > 0.1 and middle.max() <= 1.05
 
 
 @pytest.mark.parametrize("cortex_mm", [0.6, 1.6, 3.5])
@@ -44,7 +44,7 @@ def test_cortex_and_marrow_have_no_steps():
     for field in (tissue.inner_mm, tissue.cortex_hu):
         for axis in range(3):
             steps = np.abs(np.diff(field, axis=axis))
-            assert steps.max() < 0.3 * field.mean()
+            assert steps.max() < np.ptp(field) / 3
 
 
 def test_wards_triangle_is_fat_beside_a_dense_compressive_group():

@@ -19,7 +19,8 @@ from multipass.phantom.recipe import Recipe
 
 COARSE = 4  # lattice steps between the points at which smooth fields are worked out
 FAT_HU = -70.0
-CORTEX_MM = (0.7, 1.8)
+# Such that the brightest HU at the surface, their medians and deciles, are as in public clinical CT
+CORTEX_MM, SACRUM_CORTEX_MM = (0.35, 1.6), (0.15, 0.9)
 OTHER_CORTEX = 0.7  # of bones that are not segmented, a share of the patient's cortex
 FINE, PATCHES, PATCHY_HU = 0.5, 0.2, 90.0  # roughness of marrow, over one and over five steps
 HU_CHANGE = 0.12  # of the cortex, relative, over a few centimetres
@@ -45,7 +46,7 @@ class Site:
 
 
 HIP = (
-    Site([(105, -10, 50), (95, 8, 52), (84, 20, 65), (110, 2, 74), (98, 5, 36)], 17, (0.4, 1.0)),
+    Site([(105, -10, 50), (95, 8, 52), (84, 20, 65), (110, 2, 74), (98, 5, 36)], 17, (0.25, 1.0)),
     Site([(50, 50, 28), (56, 28, 16), (60, 10, 4), (62, -8, -12), (58, -28, -30)], 12, (2.0, 4.0)),
     Site([(60, 42, 12), (68, 30, -6), (74, 26, -22)], 11, (2.0, 4.0)),
     Site([(84, -18, -13), (92, -10, -13), (96, 0, -17)], 9, (1.6, 3.0), 2.2),
@@ -53,8 +54,8 @@ HIP = (
     Site([(14, -48, -62), (20, -46, -60)], 12, None, 0.8),
 )
 SACRUM = (  # both sides
-    Site([(30, 30, 48), (38, 34, 40), (32, 42, 30)], 11, (0.3, 1.0), -0.1),
-    Site([(24, 50, 12), (20, 58, 2)], 9, (0.3, 1.0), 0.2),
+    Site([(30, 30, 48), (38, 34, 40), (32, 42, 30)], 11, (0.15, 0.8), -0.1),
+    Site([(24, 50, 12), (20, 58, 2)], 9, (0.15, 0.8), 0.2),
     Site([(0, 14, 58), (8, 16, 58)], 12, None, 1.2),
 )
 FEMUR = (
@@ -122,7 +123,7 @@ def _sites(name: str, arms: str) -> tuple[Site, ...]:
 
 def _usual_cortex(recipe: Recipe, sites: tuple[Site, ...]) -> tuple[float, float]:
     if sites:
-        return CORTEX_MM
+        return SACRUM_CORTEX_MM if sites is SACRUM else CORTEX_MM
     return OTHER_CORTEX * recipe.cortex_mm, OTHER_CORTEX * recipe.cortex_mm
 
 
@@ -158,7 +159,7 @@ def _quantile(
 ) -> np.ndarray:
     """Where in its bounds the cortex lies, 0 to 1: the patient's share and a smooth change."""
     own = np.interp(recipe.cortex_mm, CORTEX_RANGE_MM, (0.05, 0.95))
-    return np.clip(own + 0.15 * _noise(rng, shape, 12 / step_mm), 0, 1)
+    return np.clip(own + 0.25 * _noise(rng, shape, 9 / step_mm), 0, 1)
 
 
 def _noise(rng: np.random.Generator, shape: tuple[int, ...], sigma: float) -> np.ndarray:

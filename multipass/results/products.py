@@ -82,7 +82,7 @@ def products_of(case: Segmented, wanted: Wanted) -> dict[str, Write]:
     if wanted.probabilities and case.result is not None:
         products["probabilities.nii.gz"] = partial(write_probabilities, result=case.result)
     for k, structure in enumerate(case.structures) if wanted.meshes else ():
-        if (case.labels == k + 1).any():
+        if (case.mask == k + 1).any():
             name = re.sub(r"[^\w.-]+", "_", structure.name) + f".{wanted.meshes}"
             name = f"{k + 1}_{name}" if name in products else name
             products[name] = partial(_write_mesh, case=case, value=k + 1)
@@ -133,7 +133,7 @@ def write_probabilities(path: Path, result: PassResult) -> None:
 
 
 def _write_mesh(path: Path, case: Segmented, value: int) -> None:
-    write_mesh(path, *mesh_of(case.labels, value, case.upright.grid))
+    write_mesh(path, *mesh_of(case.mask, value, case.grid))
 
 
 def shape_text(grid: Grid) -> str:

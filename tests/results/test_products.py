@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,18 @@ def test_each_structure_that_is_there_has_its_mesh(case, tmp_path):
         a, b, c = corners.transpose(1, 0, 2)
         volume_ml = float((a * np.cross(b, c)).sum() / 6000)
         assert volume_ml == pytest.approx(len(inside) * case.grid.voxel_ml, rel=0.02)
+
+
+def test_meshes_are_of_the_mask_that_is_written(case, tmp_path):
+    """On an oblique scan's own grid, not of its upright copy."""
+    turn = np.array([[0.8, -0.6, 0], [0.6, 0.8, 0], [0, 0, 1]])
+    direction = tuple(turn.ravel().tolist())
+    oblique = replace(case, grid=replace(case.grid, direction=direction))
+    written(oblique, tmp_path, Wanted(formats=(), meshes="stl"))
+    corners = triangles_of((tmp_path / "sacrum.stl").read_bytes())
+    index = np.argwhere(case.mask == 3).mean(axis=0)
+    place = oblique.grid.affine[:3, :3] @ index + oblique.grid.affine[:3, 3]
+    np.testing.assert_allclose(corners.mean(axis=(0, 1)), place, atol=3)
 
 
 def test_each_class_has_its_probabilities(case, tmp_path):

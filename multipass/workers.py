@@ -121,7 +121,8 @@ def processes(count: int) -> Iterator[tuple[Submit, int]]:
 
 
 def _settle_process() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: without a traceback
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C: without a traceback
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 

@@ -208,7 +208,7 @@ def inference(options: Options) -> Iterator[tuple[str, Callable[[], dict]]]:
         start = time.perf_counter()
         result = passes.segment(model, volume)[-1]
         found = time.perf_counter() - start
-        label = bone_labels(result, volume.grid, model.structures)
+        label = bone_labels(result, volume.grid)
         return {
             "seconds": time.perf_counter() - start,
             "seconds_passes": found,

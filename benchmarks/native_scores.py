@@ -27,6 +27,7 @@ from multipass.geometry.volume import Volume  # noqa: E402
 from multipass.model.checkpoint import Model  # noqa: E402
 from multipass.model.maps import PassResult, bone_labels  # noqa: E402
 from multipass.model.passes import look_through, segment  # noqa: E402
+from multipass.model.sides import on_own_sides  # noqa: E402
 from multipass.structures import Structure  # noqa: E402
 
 KEY = ("arm", "seed", "patient", "output")
@@ -38,7 +39,8 @@ def outputs(model: Model, volume: Volume) -> Iterator[tuple[str, PassResult]]:
     results = segment(model, volume, 3 if len(model.windows) > 1 else 1)
     yield from ((f"pass {k}", result) for k, result in enumerate(results, start=1))
     if len(model.windows) > 1:
-        yield "blank context", look_through(model, volume, results[1].windows, None, [])
+        alone = look_through(model, volume, results[1].windows, None, [])
+        yield "blank context", on_own_sides(alone, model.structures)
 
 
 def score(
@@ -50,7 +52,7 @@ def score(
 ) -> list[dict[str, Any]]:
     labels, statuses = reference
     names = [structure.name for structure in structures]
-    found = bone_labels(result, volume.grid, structures, least_part_mm3)
+    found = bone_labels(result, volume.grid, least_part_mm3)
     return compare(found, labels, volume.grid.spacing_mm, names, statuses)
 
 

@@ -298,9 +298,9 @@ def look(
     with stages.stage("passes"):
         results = passes.segment(model, scan.upright, options.passes)
     with stages.stage("way back"):
-        tidying = model.structures, options.least_part_mm3
-        labels = bone_labels(results[-1], scan.upright.grid, *tidying)
-        mask = own_grid_labels(results[-1], scan.grid, labels, *tidying)
+        least_mm3 = options.least_part_mm3
+        labels = bone_labels(results[-1], scan.upright.grid, least_mm3)
+        mask = own_grid_labels(results[-1], scan.grid, labels, least_mm3)
     with stages.stage("findings"):
         structures = findings.describe(labels, scan.upright, results, model.structures, scan.view)
         flags = [printable(note) for note in (*case.notes, *scan.notes)]
@@ -311,7 +311,7 @@ def look(
         volumes_ml = [row["visible_ml"] for row in structures]
         compared = case, scan, mask, results, model.structures, volumes_ml
         rules = read_rules(options.structures)
-        scored = score(*compared, rules, least_part_mm3=options.least_part_mm3)
+        scored = score(*compared, rules, least_part_mm3=least_mm3)
     kept = results[-1] if options.probabilities else None
     done = Segmented(
         case.name, scan.upright, labels, scan.grid, mask, scan.slices, model.structures,

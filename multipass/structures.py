@@ -22,6 +22,7 @@ Identify = Callable[[dict], Sequence["Structure"]]
 CATEGORY = Code("123037004", "SCT", "Anatomical Structure")
 SIDES = {"left": Code("7771000", "SCT", "Left"), "right": Code("24028007", "SCT", "Right")}
 BACKGROUND = ("DCM", "125040")
+HIP = ("SCT", "29836001")
 FEMUR = ("SCT", "71341001")
 # Types that leave it to the anatomic region which bone it is: Bone, Anatomical Structure.
 ANY_BONE = (Code("272673000", "SCT", "Bone"), CATEGORY)
@@ -72,8 +73,8 @@ class Structure:
 
 # Mask values 1 to 5, in this order.
 PELVIS = (
-    Structure("left hip bone", "SCT", "29836001", "Hip", "left", (230, 159, 0)),
-    Structure("right hip bone", "SCT", "29836001", "Hip", "right", (86, 180, 233)),
+    Structure("left hip bone", *HIP, "Hip", "left", (230, 159, 0)),
+    Structure("right hip bone", *HIP, "Hip", "right", (86, 180, 233)),
     Structure("sacrum", "SCT", "54735007", "Sacrum", "", (0, 158, 115)),
     Structure("left femur", *FEMUR, "Femur", "left", (204, 121, 167)),
     Structure("right femur", *FEMUR, "Femur", "right", (240, 228, 66)),

@@ -79,9 +79,8 @@ def score(
     for number in range(1, last + 1) if every_pass else sorted({1, last}):
         compared = mask
         if number < last:
-            tidying = structures, least_part_mm3
-            labels = bone_labels(results[number - 1], scan.upright.grid, *tidying)
-            compared = own_grid_labels(results[number - 1], scan.grid, labels, *tidying)
+            labels = bone_labels(results[number - 1], scan.upright.grid, least_part_mm3)
+            compared = own_grid_labels(results[number - 1], scan.grid, labels, least_part_mm3)
         for row in compare(compared, found[0], scan.grid.spacing_mm, names, found[1]):
             rows.append({"pass": number, **row})
     return Scored(_of_case(rows, case, names), upright_labels(found[0], scan.grid))

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 from scipy import ndimage
 
 from multipass.geometry.volume import Grid
-from multipass.structures import FEMUR, Structure, mirror_partners
 
 # What TotalSegmentator's --remove_small_blobs takes away: 0.2 mL.
 LEAST_PART_MM3 = 200.0
-# Of a femur's largest part: what is larger may be the bone itself.
-LARGEST_GIVEN = 0.5
 
 Box = tuple[slice, ...]
 
@@ -52,42 +47,6 @@ def voxel_counts(labels: np.ndarray, count: int) -> np.ndarray:
     """Voxels of each value from 0 to `count`; slice by slice, since bincount makes int64 copies."""
     slices = labels.transpose(2, 1, 0)
     return np.sum([np.bincount(part.ravel(), minlength=count + 1) for part in slices], axis=0)
-
-
-def tidied(
-    labels: np.ndarray, grid: Grid, structures: Sequence[Structure], least_mm3: float
-) -> np.ndarray:
-    """The label map with femurs on their own sides and without specks."""
-    return without_specks(with_own_sides(labels, structures), grid, least_mm3)
-
-
-def with_own_sides(labels: np.ndarray, structures: Sequence[Structure]) -> np.ndarray:
-    """The label map with each part of a femur that is cut off from its bone and touches the other
-    femur given to that one: two femurs touch nowhere, so that the part is the other's.
-
-    A part of more than half of its bone's largest part stays. Returns the same array where nothing
-    changes.
-
-    Args:
-        labels: (X, Y, Z) integers, 0 background, 1 + k of structure k.
-    """
-    boxes, corrected = boxes_of(labels, len(structures)), labels
-    for k, partner in enumerate(mirror_partners(structures)):
-        box = boxes[k]
-        if structures[k].key[:2] != FEMUR or partner == k or box is None:
-            continue
-        around = tuple(slice(max(s.start - 1, 0), s.stop + 1) for s in box)
-        parts, count = ndimage.label(labels[around] == 1 + k)
-        if count == 1:
-            continue
-        sizes = np.bincount(parts.ravel())[1:]
-        touching = parts[ndimage.binary_dilation(labels[around] == 1 + partner)]
-        is_other = np.isin(np.arange(1, count + 1), touching)
-        is_other &= sizes <= LARGEST_GIVEN * sizes.max()
-        if is_other.any():
-            corrected = labels.copy() if corrected is labels else corrected
-            corrected[around][np.concatenate([[False], is_other])[parts]] = 1 + partner
-    return corrected
 
 
 def without_specks(labels: np.ndarray, grid: Grid, least_mm3: float = LEAST_PART_MM3) -> np.ndarray:

@@ -8,10 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from multipass.geometry.labelmaps import LEAST_PART_MM3, Box, box_of, tidied
+from multipass.geometry.labelmaps import LEAST_PART_MM3, Box, box_of, without_specks
 from multipass.geometry.volume import Grid
 from multipass.model.resampling import Blend, blend
-from multipass.structures import Structure
 
 # A class's map is kept in the box where it exceeds this: a tenth of what would be the likeliest
 # among 100 classes.
@@ -60,11 +59,13 @@ class PassResult:
         probabilities: for each window of 1 + K classes in float16, whose steps of at most 0.0005
             move a surface by a micrometre or two.
         flags: sentences for people.
+        unsure_sides: indices of structures that may be the other side's, see `on_own_sides`.
     """
 
     windows: list[Grid]
     probabilities: list[ClassMaps]
     flags: list[str]
+    unsure_sides: tuple[int, ...] = ()
 
 
 def native_labels(result: PassResult, grid: Grid) -> np.ndarray:
@@ -94,13 +95,10 @@ def native_labels(result: PassResult, grid: Grid) -> np.ndarray:
 
 
 def bone_labels(
-    result: PassResult,
-    grid: Grid,
-    structures: Sequence[Structure],
-    least_part_mm3: float = LEAST_PART_MM3,
+    result: PassResult, grid: Grid, least_part_mm3: float = LEAST_PART_MM3
 ) -> np.ndarray:
-    """`native_labels`, tidied: what is written and scored."""
-    return tidied(native_labels(result, grid), grid, structures, least_part_mm3)
+    """`native_labels` without specks: what is written and scored."""
+    return without_specks(native_labels(result, grid), grid, least_part_mm3)
 
 
 def _peaks(maps: ClassMaps, c: int) -> torch.Tensor:

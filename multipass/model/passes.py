@@ -23,7 +23,8 @@ from multipass.model.checkpoint import Model
 from multipass.model.evidence import finds_nothing, found_in, is_background, nothing_in
 from multipass.model.maps import ClassMaps, PassResult
 from multipass.model.network import Maps, MultiPassUNet
-from multipass.model.resampling import apply_rows, between, blend
+from multipass.model.resampling import between, blended_maps
+from multipass.model.sides import on_own_sides
 
 LOST = "pass {1} saw {0:.0f} mL where pass {2} did not look"
 # Specks that a pass sees elsewhere in a body are smaller than a bone's part that is missed.
@@ -115,14 +116,16 @@ def segment(
     windows = whole = scan_windows(body_box(volume))
     flags: list[str] = []
     results: list[PassResult] = []
+    before: PassResult | None = None
     for index, kind in enumerate(kinds):
-        before = results[-1] if results else None
         seen = look_through(model, volume, windows, before, flags, index, kind == "parts")
         following = kinds[index + 1] if index + 1 < len(kinds) else kind
         found = found_in(seen, volume.grid.box_mm()) if following != kind else None
         if finds_nothing(seen) or (following != kind and found is None):
             return results + [nothing_in(seen)] * (len(kinds) - index)
-        results.append(seen)
+        results.append(on_own_sides(seen, model.structures))
+        # A part shows too little of a body to tell sides in: it takes them from its context.
+        before = results[-1] if following == "parts" else seen
         if index > 2 and not keep_all:
             results[-3] = replace(results[-3], windows=[], probabilities=[])
         if found is not None:
@@ -140,19 +143,19 @@ def look_through(
     before: PassResult | None,
     flags: list[str],
     pass_index: int = 0,
-    skips: bool = False,
+    in_parts: bool = False,
 ) -> PassResult:
     """One pass over one or several windows of a scan, window by window to bound memory.
 
     Args:
-        skips: a window in which the pass before is sure of background gets that pass's maps.
+        in_parts: a window in which the pass before is sure of background gets that pass's maps.
     """
     device = next(model.network.parameters()).device
     found = []
     for window in windows:
         context = None if before is None else context_of(before, window, device)
         with precision(device):
-            if skips and before is not None and is_background(before, window.box_mm()):
+            if in_parts and before is not None and is_background(before, window.box_mm()):
                 probability = carried_over(before, window, device)
             else:
                 image = torch.as_tensor(window_image(volume, window, model.hu_range), device=device)
@@ -160,24 +163,14 @@ def look_through(
                 probability = model.network.look(seen, context, pass_index)
             maps = (probability(c).half().cpu().numpy() for c in range(model.network.classes))
             found.append(ClassMaps(maps))
-    return PassResult(windows, found, flags)
+    # What was told of the sides is not known better for being said again.
+    unsure = before.unsure_sides if in_parts and before is not None else ()
+    return PassResult(windows, found, flags, unsure)
 
 
 def context_of(before: PassResult, window: Grid, device: torch.device) -> Maps:
     """The pass before, resampled into a window, class by class; in float32, as in training."""
-    blended = blend(before.windows, window.box_mm(), window.size)
-    rows = [blended.of_window(index) for index in range(len(before.windows))]
-    near = [k for k, of_window in enumerate(rows) if all(axis.any() for axis in of_window)]
-
-    @torch.autocast(device.type, enabled=False)
-    def of_class(c: int) -> torch.Tensor:
-        total = torch.zeros(window.size, device=device)
-        for k in near:
-            one = torch.as_tensor(before.probabilities[k][c][None, None]).to(total)
-            total = total + apply_rows(one, [axis[None] for axis in rows[k]])[0, 0]
-        return total
-
-    return of_class
+    return blended_maps(before.windows, before.probabilities, window, device)
 
 
 def carried_over(before: PassResult, window: Grid, device: torch.device) -> Maps:

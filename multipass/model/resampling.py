@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,3 +109,32 @@ def _blended(
     weights = weights / weights.sum(0).clamp(min=LEAST_WEIGHT)
     rows = linear_rows(spans, target.expand(len(spans), 2), n_source, n_target)
     return [row.float() for row in rows * weights[:, :, None]]
+
+
+def blended_maps(
+    windows: Sequence[Grid],
+    maps: Sequence[Sequence[np.ndarray]],
+    target: Grid,
+    device: torch.device,
+) -> Callable[[int], torch.Tensor]:
+    """The classes' maps on an upright grid, one when it is asked for; in float32, as in training.
+
+    Args:
+        maps: of each window, class by class.
+
+    Returns:
+        From a class to its map (X, Y, Z), 0 where no window reaches.
+    """
+    blended = blend(windows, target.box_mm(), target.size)
+    rows = [blended.of_window(index) for index in range(len(windows))]
+    near = [k for k, of_window in enumerate(rows) if all(axis.any() for axis in of_window)]
+
+    @torch.autocast(device.type, enabled=False)
+    def of_class(c: int) -> torch.Tensor:
+        total = torch.zeros(target.size, device=device)
+        for k in near:
+            one = torch.as_tensor(maps[k][c][None, None]).to(total)
+            total = total + apply_rows(one, [axis[None] for axis in rows[k]])[0, 0]
+        return total
+
+    return of_class

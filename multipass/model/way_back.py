@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import SimpleITK as sitk
 
-from multipass.geometry.labelmaps import LEAST_PART_MM3, tidied
+from multipass.geometry.labelmaps import LEAST_PART_MM3, without_specks
 from multipass.geometry.volume import (
     Grid,
     Volume,
@@ -17,7 +17,6 @@ from multipass.geometry.volume import (
     to_sitk,
 )
 from multipass.model.maps import ClassMaps, PassResult, least
-from multipass.structures import Structure
 
 SLAB = 16
 
@@ -26,14 +25,13 @@ def own_grid_labels(
     result: PassResult,
     grid: Grid,
     labels: np.ndarray,
-    structures: Sequence[Structure],
     least_part_mm3: float = LEAST_PART_MM3,
 ) -> np.ndarray:
     """The label map on the scan's own grid: by transposing `labels`, which lie on the upright grid,
-    or, for an oblique scan, from the class probabilities, tidied as `labels` were."""
+    or, for an oblique scan, from the class probabilities, without specks as `labels`."""
     if axis_order(grid) is not None:
         return from_upright(labels, grid)
-    return tidied(oblique_labels(result, grid), grid, structures, least_part_mm3)
+    return without_specks(oblique_labels(result, grid), grid, least_part_mm3)
 
 
 def oblique_labels(result: PassResult, grid: Grid) -> np.ndarray:

@@ -14,7 +14,7 @@ from multipass.geometry.volume import Volume, floats3, ints3
 from multipass.geometry.windows import stacked_grid
 from multipass.model.evidence import NOTHING
 from multipass.model.maps import PassResult, confidence, native_labels
-from multipass.structures import FEMUR, Structure, mirror_partners
+from multipass.structures import FEMUR, HIP, Structure, mirror_partners
 
 # Both were set on the 30 bones of 6 synthetic scans that validated an earlier network: its 7 bones
 # with a Dice below 0.7 differed between passes by 0.14 to 0.22, those above 0.87 by at most 0.09;
@@ -29,7 +29,7 @@ PART_ML = 1.0
 # Whole bones of adults with a wide margin, in mL; (lower, upper) per code. The lower bound applies
 # to complete structures only.
 PLAUSIBLE_ML = {
-    ("SCT", "29836001"): (120.0, 800.0),
+    HIP: (120.0, 800.0),
     ("SCT", "54735007"): (60.0, 500.0),
     FEMUR: (20.0, 1000.0),
 }
@@ -88,6 +88,7 @@ def flags_of(
     named = {
         "missing": missing,
         "left and right inverted": _inverted(rows, structures),
+        "side uncertain": [rows[k]["name"] for k in results[-1].unsure_sides if rows[k]["parts"]],
         "cut by the field of view": [r["name"] for r in rows if r["status"] == "cut"],
         "at the edge of what the last pass saw": [r["name"] for r in rows if r["beyond_window"]],
         "in several parts": [r["name"] for r in rows if r["parts"] > 1],

@@ -126,11 +126,11 @@ def find_case(patient_id: str, source: Mapping[str, Any], dicom_dir: Path) -> Ca
 def _score_scan(case: Case, model: Model, rules: Identify) -> list[dict[str, Any]]:
     scan = read_scan(case)
     results = segment(model, scan.upright, keep_all=True)
-    labels = bone_labels(results[-1], scan.upright.grid, model.structures)
+    labels = bone_labels(results[-1], scan.upright.grid)
     scored = score(
         case,
         scan,
-        own_grid_labels(results[-1], scan.grid, labels, model.structures),
+        own_grid_labels(results[-1], scan.grid, labels),
         results,
         model.structures,
         volumes_ml=[None] * len(model.structures),

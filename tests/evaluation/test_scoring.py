@@ -52,8 +52,8 @@ def scored(case: Case):
     """Scores, and the mask that is written."""
     scan = read_scan(case)
     results = passes.segment(oracle.model(), scan.upright, 2)
-    labels = bone_labels(results[-1], scan.upright.grid, PELVIS)
-    mask = own_grid_labels(results[-1], scan.grid, labels, PELVIS)
+    labels = bone_labels(results[-1], scan.upright.grid)
+    mask = own_grid_labels(results[-1], scan.grid, labels)
     return score(case, scan, mask, results, PELVIS, [None] * 5), mask
 
 

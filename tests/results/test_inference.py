@@ -32,7 +32,6 @@ from multipass.model.mirrored import Mirrored, with_mirroring
 from multipass.model.network import Network
 from multipass.phantom import make_subject
 from multipass.phantom.writer import write_ct, write_subject
-from multipass.structures import PELVIS
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "inference_pipeline" / "run_inference.py"
@@ -90,7 +89,7 @@ def check_orders(processing, straight, orders) -> None:
         scan = processing.Scan(turned.grid, upright(turned))
         result = passes.segment(oracle.model(), scan.upright, 2)[-1]
         labels = native_labels(result, scan.upright.grid)
-        mask = processing.own_grid_labels(result, scan.grid, labels, PELVIS)
+        mask = processing.own_grid_labels(result, scan.grid, labels)
         assert mask.shape == turned.array.shape
         assert min(dice(upright(Volume(mask, turned.grid)).array, expected)) >= 0.995
 
@@ -124,7 +123,7 @@ def test_an_oblique_scan_gets_its_mask_on_its_own_grid(processing):
     assert scan.is_oblique
     result = passes.segment(oracle.model(), scan.upright, 2)[-1]
     labels = native_labels(result, scan.upright.grid)
-    mask = processing.own_grid_labels(result, scan.grid, labels, PELVIS)
+    mask = processing.own_grid_labels(result, scan.grid, labels)
     assert mask.shape == label.shape
     assert min(dice(mask, label)) > 0.9
 

@@ -97,15 +97,14 @@ class Cohort:
             raise ValueError(f"{path}: no patient has an annotated structure.")
 
     def grow(self) -> list[str]:
-        """Takes in what has appeared in the folder of patient files since it was opened; returns
-        the new patients' ids. Structures stay those of the first ones."""
+        """Takes in what has appeared in the folder of patient files since it was opened, unread;
+        returns the new patients' ids, their files' names. Structures stay those of the first."""
         new = []
         known = set(self._files.values())
         for file in _streamed(self.path)[0]:
             if file not in known:
-                patient_id = read_patient(file)["patient_id"]
-                self._files[patient_id] = file
-                new.append(patient_id)
+                self._files[file.stem] = file
+                new.append(file.stem)
         self.ids = sorted([*self.ids, *new])
         return new
 

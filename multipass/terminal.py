@@ -82,7 +82,7 @@ def one_sentence(error: BaseException) -> str:
     if is_out_of_memory(error):
         return f"not enough memory ({text})" if text else "not enough memory"
     if any(words in text for words in _DISK_FULL) and not getattr(error, "errno", None):
-        return f"no space left for the results or, in {gettempdir()}, for temporary files ({text})"
+        return f"no space left for the results or, in {gettempdir()}, for temporary files"
     foreseen = isinstance(error, (ValueError, OSError)) and not isinstance(error, UnicodeError)
     return text if foreseen and text else f"unexpected {type(error).__name__}: {text}"
 

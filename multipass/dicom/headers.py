@@ -48,6 +48,8 @@ def read_dicom(
         raise ValueError(NOT_DICOM) from None
     except OSError as error:
         raise ValueError(f"cannot be read ({short(error)})") from None
+    except RecursionError:
+        raise ValueError("damaged DICOM header (sequences nested too deep)") from None
     except Exception as error:  # pydicom raises many kinds on damaged files
         if is_out_of_memory(error):
             raise

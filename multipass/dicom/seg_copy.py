@@ -23,6 +23,8 @@ from multipass.terminal import is_out_of_memory
 PLACE, PLACE_GROUP = Tag("ImagePositionPatient"), Tag("PlanePositionSequence")
 SEGMENT_GROUP = Tag("SegmentIdentificationSequence")
 TISSUE = Code("85756007", "SCT", "Tissue")
+# PS3.3 C.8.20.2 and Supplement 243.
+BITS = {"BINARY": (1,), "FRACTIONAL": (8,), "LABELMAP": (8, 16)}
 COPIED = (
     *("SOPClassUID", "SegmentationType", "SegmentationFractionalType", "MaximumFractionalValue"),
     *("Rows", "Columns", "BitsAllocated", "BitsStored", "HighBit", "PixelRepresentation"),
@@ -75,19 +77,37 @@ def _pixels(dataset: Dataset, number: dict[int, int]) -> bytes:
     try:
         if dataset.file_meta.TransferSyntaxUID.is_compressed:
             dataset.decompress(generate_instance_uid=False)
+        _check_pixels(dataset)
         if dataset.get("SegmentationType") != "LABELMAP":
             return dataset.PixelData
         stored = dataset.pixel_array
+    except ValueError:
+        raise
     except Exception as error:  # decoders raise many kinds on damaged or unsupported pixels
         if is_out_of_memory(error):
             raise
         raise ValueError(f"its pixels cannot be decoded ({short(error)})") from None
+    unknown = set(np.unique(stored).tolist()) - {0, dataset.get("PixelPaddingValue"), *number}
+    if unknown:
+        raise ValueError(f"pixels of value {min(unknown)}, which no segment has")
     lookup = np.zeros(int(stored.max(initial=0)) + 1, stored.dtype)
     for original, k in number.items():
         if original < len(lookup):
             lookup[original] = k
     values = lookup[stored].tobytes()
     return values + b"\0" * (len(values) % 2)
+
+
+def _check_pixels(dataset: Dataset) -> None:
+    kind = dataset.get("SegmentationType")
+    if int(dataset.BitsAllocated) not in BITS.get(kind, ()):
+        raise ValueError(f"a SegmentationType {kind} of {dataset.BitsAllocated} bits a pixel")
+    if kind == "FRACTIONAL" and not dataset.get("MaximumFractionalValue"):
+        raise ValueError("no MaximumFractionalValue, which its fractions are parts of")
+    bits = int(dataset.NumberOfFrames) * dataset.Rows * dataset.Columns * dataset.BitsAllocated
+    wanted, found = -(-bits // 8), len(dataset.get("PixelData") or b"")
+    if found not in (wanted, wanted + wanted % 2):
+        raise ValueError(f"{found} bytes of pixels where its tags announce {wanted}")
 
 
 def _segment(number: int) -> Dataset:

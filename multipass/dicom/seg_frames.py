@@ -56,10 +56,11 @@ def read_frames(dataset: Dataset, ct: CT | None) -> Frames:
             frames do not lie on evenly spaced slices.
     """
     frames = list(dataset.get("PerFrameFunctionalGroupsSequence") or [])
-    if not frames or len(frames) != int(dataset.get("NumberOfFrames") or 1):
-        raise ValueError(
-            f"{dataset.get('NumberOfFrames', 'no')} frames, but headers for {len(frames)}"
-        )
+    count = int(dataset.get("NumberOfFrames") or 0)
+    if not frames:
+        raise ValueError("no frame in it")
+    if len(frames) != count:
+        raise ValueError(f"{count} frames, and places for {len(frames)}")
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     segments = _segments(dataset, frames, shared)
     groups = [_flat(frame, shared) for frame in frames]
@@ -68,7 +69,9 @@ def read_frames(dataset: Dataset, ct: CT | None) -> Frames:
     places = np.array([numbers(group, "ImagePositionPatient", 3) for group in groups])
     if np.abs(orientation - orientation[0]).max() > SAME_DIRECTION:
         raise ValueError("frames of different orientations in one segmentation")
-    if spacing.min() <= 0 or not np.allclose(spacing, spacing[0]):
+    if spacing.min() <= 0:
+        raise ValueError(f"PixelSpacing {spacing.min():g}")
+    if not np.allclose(spacing, spacing[0]):
         raise ValueError("frames of different pixel spacings in one segmentation")
     plane = np.zeros((3, 2))
     plane[:, 0] = orientation[0, :3] * spacing[0, 1]

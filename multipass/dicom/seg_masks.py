@@ -88,7 +88,7 @@ def _converted(
 ) -> Iterator[tuple[int, tuple[np.ndarray, tuple[int, int, int]]]]:
     """(number, (array, start)) of each segment that has a voxel."""
     is_fractional = dataset.get("SegmentationType") == "FRACTIONAL"
-    maximum = int(dataset.get("MaximumFractionalValue") or 255)
+    maximum = int(dataset.get("MaximumFractionalValue") or 1)
     with tempfile.TemporaryDirectory(prefix="multipass_") as name:
         folder = Path(name)
         plain_copy(dataset, frames, numbers).save_as(folder / "seg.dcm", enforce_file_format=True)

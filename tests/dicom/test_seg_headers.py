@@ -161,6 +161,59 @@ def test_a_label_map_of_numbers_with_gaps(folder, label, ct):
     assert np.array_equal(read(folder / "map.dcm", ct).labels(), label)
 
 
+def cut_off(dataset: Dataset) -> None:
+    dataset.PixelData = dataset.PixelData[:-20]
+
+
+def other_rows(dataset: Dataset) -> None:
+    dataset.Rows -= 1
+
+
+def no_maximum(dataset: Dataset) -> None:
+    del dataset.MaximumFractionalValue
+
+
+def fractional_bits(dataset: Dataset) -> None:
+    dataset.SegmentationType = "FRACTIONAL"
+
+
+def no_place(dataset: Dataset) -> None:
+    place = dataset.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0]
+    place.ImagePositionPatient = None
+
+
+def unknown_value(dataset: Dataset) -> None:
+    dataset.PixelData = bytes(40 if value == 2 else value for value in dataset.PixelData)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "words"),
+    [
+        ("seg.dcm", cut_off, "bytes of pixels where its tags announce"),
+        ("seg.dcm", other_rows, "bytes of pixels where its tags announce"),
+        ("seg.dcm", fractional_bits, "SegmentationType FRACTIONAL of 1 bits a pixel"),
+        ("seg.dcm", no_place, "no ImagePositionPatient"),
+        ("fractions.dcm", no_maximum, "no MaximumFractionalValue"),
+        ("map.dcm", unknown_value, "pixels of value 40, which no segment has"),
+    ],
+)
+def test_damage_is_said_in_one_sentence(folder, label, ct, tmp_path, name, damage, words):
+    slices = [pydicom.dcmread(path) for path in sorted((folder / "ct").iterdir())]
+    if name == "seg.dcm":
+        dataset = pydicom.dcmread(folder / name)
+    elif name == "map.dcm":
+        dataset = write_seg(tmp_path / name, label, slices, "LABELMAP")
+    else:
+        parts = np.stack([label == k for k in range(1, 6)], -1) * 0.5
+        dataset = write_seg(
+            tmp_path / name, parts, slices, "FRACTIONAL", fractional_type="OCCUPANCY"
+        )
+    damage(dataset)
+    dataset.save_as(tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name}: .*{words}"):
+        read(tmp_path / name, ct)
+
+
 def with_many_segments(path: Path, count: int) -> Dataset:
     """Nodes of one voxel each beside the five bones."""
     dataset = pydicom.dcmread(path)

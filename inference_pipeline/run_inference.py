@@ -20,9 +20,7 @@ import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import partial
 from pathlib import Path
-from tempfile import gettempdir
 from typing import Any, Literal
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -44,19 +42,20 @@ from multipass.model import checkpoint, passes  # noqa: E402
 from multipass.model.maps import bone_labels  # noqa: E402
 from multipass.model.mirrored import with_mirroring  # noqa: E402
 from multipass.results import findings  # noqa: E402
-from multipass.results.case_folder import as_json, write_report  # noqa: E402
-from multipass.results.output_folder import OutputFolder, log_file  # noqa: E402
-from multipass.results.page import CASE_PAGE, write_case_page, write_viewer  # noqa: E402
+from multipass.results.case_folder import write_report  # noqa: E402
+from multipass.results.output_folder import OutputFolder, check_folders, log_file  # noqa: E402
+from multipass.results.page import CASE_PAGE, write_viewer  # noqa: E402
 from multipass.results.products import (  # noqa: E402
     Segmented,
     Wanted,
     attempt,
+    page_of,
     products_of,
     write_products,
 )
 from multipass.results.summary import Outcome  # noqa: E402
 from multipass.results.timing import Stages  # noqa: E402
-from multipass.results.viewer import VIEWER_NAME, page_data  # noqa: E402
+from multipass.results.viewer import VIEWER_NAME  # noqa: E402
 from multipass.structures import read_rules  # noqa: E402
 from multipass.terminal import (  # noqa: E402
     command_line,
@@ -151,21 +150,6 @@ def check_options(options: Options) -> None:
     if not 0 <= options.least_part_mm3 < math.inf:
         raise ValueError(f"--least-part-mm3 {options.least_part_mm3}: 0 or more is needed")
     read_rules(options.structures)
-
-
-def check_folders(source: Path, output: Path) -> None:
-    """Results among the scans would be taken for scans and references by the next run; ITK ends the
-    process at a name that is not UTF-8.
-
-    Raises:
-        ValueError: the output folder is the input folder or lies in it; or such a name.
-    """
-    for name, folder in (("--output", output.absolute()), ("TMPDIR", Path(gettempdir()))):
-        if printable(folder) != str(folder):
-            raise ValueError(f"{name} {printable(folder)}: the name is not UTF-8, give another one")
-    source, output = source.resolve(), output.resolve()
-    if source.is_dir() and (output == source or source in output.parents):
-        raise ValueError(f"--output {output} lies in --input {source}: name a folder outside of it")
 
 
 def load_model(path: Path) -> checkpoint.Model:
@@ -272,15 +256,10 @@ def segment_case(
         }
         if options.page:
             with stages.stage(CASE_PAGE):
-                write_page = partial(write_page_of, done, report, has_viewer(options))
-                problems += attempt(folder / CASE_PAGE, write_page)
+                page = page_of(done, report, has_viewer(options))
+                problems += attempt(folder / CASE_PAGE, page)
             report["seconds"] = stages.seconds
         return write_report(folder, report, wanted)
-
-
-def write_page_of(done: Segmented, report: dict[str, Any], with_viewer: bool, path: Path) -> None:
-    shown = done.upright, done.labels, done.structures, done.reference
-    write_case_page(path.parent, as_json(report), page_data(*shown) if with_viewer else None)
 
 
 def has_viewer(options: Options) -> bool:

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from tempfile import gettempdir
 from typing import Any
 
 from multipass.data.case import RESERVED_NAMES, Case
@@ -18,6 +19,21 @@ from multipass.results.case_folder import (
     read_report,
 )
 from multipass.terminal import printable
+
+
+def check_folders(source: Path, output: Path) -> None:
+    """Results among the scans would be taken for scans and references by the next run; ITK ends the
+    process at a name that is not UTF-8.
+
+    Raises:
+        ValueError: the output folder is the input folder or lies in it; or such a name.
+    """
+    for name, folder in (("--output", output.absolute()), ("TMPDIR", Path(gettempdir()))):
+        if printable(folder) != str(folder):
+            raise ValueError(f"{name} {printable(folder)}: the name is not UTF-8, give another one")
+    source, output = source.resolve(), output.resolve()
+    if source.is_dir() and (output == source or source in output.parents):
+        raise ValueError(f"--output {output} lies in --input {source}: name a folder outside of it")
 
 
 class OutputFolder:

@@ -1,4 +1,4 @@
-"""The files of a case: mask, DICOM SEG, picture, on request more."""
+"""The files of a case: mask, DICOM SEG, picture, page, on request more."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
@@ -21,9 +22,11 @@ from multipass.geometry.volume import Grid, Volume, from_upright, to_sitk
 from multipass.geometry.windows import stacked_grid
 from multipass.model.maps import PassResult
 from multipass.model.passes import context_of
-from multipass.results.case_folder import write_image, write_mask
+from multipass.results.case_folder import as_json, write_image, write_mask
+from multipass.results.page import write_case_page
 from multipass.results.pictures import overlay
 from multipass.results.timing import Stages
+from multipass.results.viewer import page_data
 from multipass.structures import Structure
 from multipass.terminal import one_sentence
 
@@ -121,6 +124,17 @@ def attempt(path: Path, write: Write) -> list[str]:
             path.unlink(missing_ok=True)
         return [f"no {path.name}: {one_sentence(error)}"]
     return []
+
+
+def page_of(case: Segmented, report: dict[str, Any], with_viewer: bool) -> Write:
+    """What writes the case's page, with the viewer's data where there is one."""
+
+    def write(path: Path) -> None:
+        shown = case.upright, case.labels, case.structures, case.reference
+        data = page_data(*shown) if with_viewer else None
+        write_case_page(path.parent, as_json(report), data)
+
+    return write
 
 
 def write_probabilities(path: Path, result: PassResult) -> None:

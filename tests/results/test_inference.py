@@ -491,7 +491,7 @@ def test_a_full_disk_takes_no_mask_away(script, tmp_path, monkeypatch, capsys):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as broken:
-        broken.setattr(script, "page_data", full)
+        broken.setattr("multipass.results.products.page_data", full)
         broken.setattr("multipass.results.products.overlay", full)
         broken.setattr("multipass.results.summary.write_index", full)
         assert run(script, tmp_path, page=True) == 1

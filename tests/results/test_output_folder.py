@@ -12,6 +12,7 @@ import pytest
 import SimpleITK as sitk
 
 from multipass.data.case import Case
+from multipass.geometry.volume import Grid, Volume
 from multipass.results.case_folder import (
     as_json,
     is_finished,
@@ -19,10 +20,12 @@ from multipass.results.case_folder import (
     write_image,
     write_report,
 )
-from multipass.results.output_folder import OutputFolder, log_file
+from multipass.results.output_folder import OutputFolder, check_folders, log_file
 from multipass.results.products import attempt, write_products
 from multipass.results.summary import Outcome, rows_of
 from multipass.results.timing import Stages
+from multipass.results.viewer import page_data
+from multipass.structures import PELVIS
 
 
 def identity(sha256: str, code: str = "1") -> dict:
@@ -159,6 +162,15 @@ def test_reports_hold_any_name_and_number():
     json.dumps(held, ensure_ascii=False).encode()
 
 
+def test_a_folder_that_itk_cannot_name_is_refused(tmp_path, monkeypatch):
+    odd = tmp_path / os.fsdecode(b"M\xfcller")
+    with pytest.raises(ValueError, match=r"--output .*M\\udcfcller: the name is not UTF-8"):
+        check_folders(tmp_path / "in", odd)
+    monkeypatch.setattr("tempfile.tempdir", str(odd))
+    with pytest.raises(ValueError, match="TMPDIR .*: the name is not UTF-8"):
+        check_folders(tmp_path / "in", tmp_path / "out")
+
+
 # ------------------------------------------------------------------- full disks
 
 
@@ -188,12 +200,26 @@ def test_an_image_that_the_disk_cut_off_is_no_image(tmp_path, monkeypatch):
 
     def cutting(image, name, **options):
         real(image, name, **options)
-        os.truncate(name, 700)
+        cut(name)
 
     monkeypatch.setattr(sitk, "WriteImage", cutting)
     for name in ("b.nii.gz", "b.nii"):
         with pytest.raises(ValueError, match="disk full"):
             write_image(tmp_path / name, image)
+
+
+def test_a_page_is_not_made_of_an_image_that_was_cut_off(monkeypatch):
+    volume = Volume(np.zeros((20, 20, 20), np.int16), Grid((20, 20, 20), (1, 1, 1), (0, 0, 0)))
+    labels = np.ones((20, 20, 20), np.uint8)
+    real = sitk.WriteImage
+    page_data(volume, labels, PELVIS[:1])
+    monkeypatch.setattr(sitk, "WriteImage", lambda image, name: (real(image, name), cut(name)))
+    with pytest.raises(OSError, match="no room for temporary files in"):
+        page_data(volume, labels, PELVIS[:1])
+
+
+def cut(name: str) -> None:
+    os.truncate(name, 700)
 
 
 def test_a_log_that_cannot_be_written_stops_nothing(tmp_path, capsys):

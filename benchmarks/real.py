@@ -32,6 +32,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from multiprocessing import get_context
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -39,13 +40,12 @@ import torch
 import tyro
 from native_scores import ROOT, write_rows
 
-from multipass.data.case import Case
+from multipass.data.case import Case, safe_name
 from multipass.data.scan import Scan, read_scan
 from multipass.evaluation import edges
 from multipass.evaluation.label_maps import contradiction
 from multipass.evaluation.scoring import reference_labels, upright_labels
-from multipass.files import replacing_folder
-from multipass.geometry.labelmaps import LEAST_PART_MM3, voxel_counts
+from multipass.geometry.labelmaps import voxel_counts
 from multipass.geometry.volume import Volume
 from multipass.model import checkpoint
 from multipass.model.maps import bone_labels
@@ -84,8 +84,10 @@ class Expected:
 
 
 def read_contents(folder: Path) -> list[Expected]:
-    """Raises:
-    ValueError: contents.json is missing, or says something else than this file's head describes.
+    """What the folder says of its scans.
+
+    Raises:
+        ValueError: contents.json is missing, or is not as this file's head describes.
     """
     path = folder / CONTENTS
     try:
@@ -105,6 +107,8 @@ def read_contents(folder: Path) -> list[Expected]:
             f"`least_ml`; found otherwise ({error!r})."
         ) from None
     for scan in found:
+        if safe_name(scan.name) != scan.name:
+            raise ValueError(f"{path}: {scan.name!r} is no name for a folder.")
         if not {*scan.inside, *scan.least_ml} <= set(range(1, len(PELVIS) + 1)):
             raise ValueError(f"{path}: {scan.name}: mask values from 1 to {len(PELVIS)} only.")
     if not found:
@@ -125,22 +129,23 @@ def evaluate(expected: Expected, options: Options) -> dict[str, Any]:
 
 def _figures(expected: Expected, options: Options) -> dict[str, Any]:
     model = checkpoint.load(options.model)
-    if [s.key for s in model.structures] != [s.key for s in PELVIS]:
-        raise ValueError(f"{options.model}: knows other structures than {', '.join(NAMES)}")
     folder = options.scans / expected.name
     beside = folder / f"{expected.name}_seg.nii.gz"
-    case = Case(
-        expected.name, folder / f"{expected.name}.nii.gz",
-        reference_path=beside if beside.is_file() else None,
-    )  # fmt: skip
+    reference_path = beside if beside.is_file() else None
+    path = folder / f"{expected.name}.nii.gz"
+    case = Case(expected.name, path, reference_path=reference_path)
     scan = read_scan(case)
     result = segment(model, scan.upright)[-1]
-    labels = bone_labels(result, scan.upright.grid, model.structures)
-    mask = own_grid_labels(result, scan.grid, labels, model.structures, LEAST_PART_MM3)
-    with replacing_folder(options.output / expected.name) as written:
-        write_mask(written / "mask.nii.gz", mask, scan.grid)
+    labels = bone_labels(result, scan.upright.grid)
+    mask = own_grid_labels(result, scan.grid, labels)
+    results = options.output / expected.name
+    results.mkdir(exist_ok=True)
+    with TemporaryDirectory(dir=results) as written:
+        write_mask(Path(written, "mask.nii.gz"), mask, scan.grid)
         if any(fnmatch(expected.name, pattern) for pattern in options.pictures):
-            overlay(written / "overlay.png", scan.upright, labels, PELVIS, expected.name)
+            overlay(Path(written, "overlay.png"), scan.upright, labels, PELVIS, expected.name)
+        for path in Path(written).iterdir():
+            path.replace(results / path.name)
     return measure(scan, labels, expected) | _dice(case, scan, labels)
 
 
@@ -193,8 +198,8 @@ def line(row: dict[str, Any], expected: Expected) -> str:
         text += f"  missed {row['missed'] or '-'}  parts {row['parts']}"
         text += f"  ({row['contradiction']})" if row["contradiction"] else ""
     if not np.isnan(row["edge_mm"]):
-        text += f"  edge {row['edge_mm']:+.2f}, {row['edge_size_mm']:.2f} / "
-        text += f"{row['edge_p90_mm']:.2f} mm"
+        sizes = f"{row['edge_size_mm']:.2f} / {row['edge_p90_mm']:.2f} mm"
+        text += f"  edge {row['edge_mm']:+.2f}, {sizes}"
     if not np.isnan(row["hole_percent"]):
         text += f"  hole {row['hole_percent']:.1f} %"
     dice = [row[f"dice {name}"] for name in NAMES]
@@ -221,6 +226,8 @@ def summary(rows: list[dict[str, Any]], contents: list[Expected]) -> str:
 
 def main(options: Options) -> int:
     contents = read_contents(options.scans)
+    if [s.key for s in checkpoint.load(options.model).structures] != [s.key for s in PELVIS]:
+        raise ValueError(f"{options.model}: knows other structures than {', '.join(NAMES)}.")
     options.output.mkdir(parents=True, exist_ok=True)
     rows = []
     with ExitStack() as stack:
@@ -233,8 +240,7 @@ def main(options: Options) -> int:
             print(line(row, expected), flush=True)
             rows.append(row)
     print(summary(rows, contents))
-    finished = [row for row in rows if not row["problem"]]
-    if finished:
+    if finished := [row for row in rows if not row["problem"]]:
         write_rows(options.output / "real.csv", finished)
     return int(len(finished) < len(rows))
 

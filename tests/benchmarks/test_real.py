@@ -142,7 +142,18 @@ def test_a_folder_is_measured_and_a_scan_that_is_missing_stops_no_other(
 
 
 @pytest.mark.parametrize(
-    "text", [None, "[1]", "{}", '{"a": {}}', '{"a": {"inside": [7]}}', '{"a": {"inside": 3}}', "{"]
+    "text",
+    [
+        None,
+        "[1]",
+        "{}",
+        '{"a": {}}',
+        '{"a": {"inside": [7]}}',
+        '{"a": {"inside": 3}}',
+        "{",
+        '{"../a": {"inside": []}}',
+        '{"..": {"inside": []}}',
+    ],
 )
 def test_contents_that_say_nothing_are_refused_in_one_sentence(real, tmp_path, text):
     if text is not None:

@@ -8,6 +8,7 @@ mask.nii.gz on the scan's own grid, seg.dcm for DICOM, overlay.png and report.js
 reference lies beside the scan, Dice, HD95, ASSD and NSD of the first and the last pass go into
 OUTPUT/summary.csv. A second run does only what is missing or changed; summary.csv and index.html
 show all cases in OUTPUT. The exit code is 0 only if every case was segmented and all was written.
+--version says which version of the program this is.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 ROOT = Path(__file__).resolve().parent.parent
 # Appended: inserted in front it would hide this folder's processing.py behind the root's.
@@ -30,6 +31,65 @@ sys.path.append(str(ROOT))
 # Threads that spin while they wait make a shared machine several times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
+from multipass.terminal import (  # noqa: E402
+    command_line,
+    limit_threads,
+    one_sentence,
+    printable,
+    settle_streams,
+    short,
+)
+
+TEST_DATA = ROOT / "inference_pipeline" / "test_data"
+RESULTS = ROOT / "inference_pipeline" / "processed_files" / "inference_results"
+MODEL = ROOT / "inference_pipeline" / "best_model.pth"
+OWN_MODEL = ROOT / "best_model.pth"
+INTERRUPTED = 130
+LOG_NAME = "inference.log"
+
+
+@dataclass(frozen=True)
+class Options:
+    """CT scans to masks of the pelvic bones."""
+
+    input: Annotated[Path, short("-i")] = TEST_DATA
+    """A folder of scans, or one scan's file."""
+    output: Annotated[Path, short("-o")] = RESULTS
+    """Where each case gets its folder; made if it is missing."""
+    model: Path = MODEL
+    """A checkpoint of training.py."""
+    passes: int | None = None
+    """How often the network looks; as often as in its training by default."""
+    format: tuple[Literal["nifti", "seg"], ...] = ("nifti", "seg")
+    """mask.nii.gz, and seg.dcm for DICOM input."""
+    probabilities: bool = False
+    """Also write the last pass's class probabilities, on the grid of its windows."""
+    meshes: Literal["none", "stl", "ply"] = "none"
+    """Also write a surface of each bone, in mm, LPS."""
+    device: str = "auto"
+    """cpu, cuda or cuda:N; auto takes CUDA where there is one."""
+    threads: int | None = None
+    """CPU threads at most; as many as there are cores by default."""
+    tta: bool = False
+    """Also look at the mirrored scan, left and right swapped back; passes take twice as long."""
+    structures: Path | None = None
+    """JSON file of a site's own segment names, for the scores of a SEG, see README.md."""
+    page: bool = True
+    """Write index.html and a page per case to look at, with NiiVue from the installed ipyniivue."""
+    least_part_mm3: float = 200.0  # labelmaps.LEAST_PART_MM3, which would import numpy too early
+    """Remove parts of a bone smaller than this; its largest part always stays. 0: none."""
+    overwrite: bool = False
+    """Segment finished cases again."""
+    quiet: bool = False
+    """No progress bar and no line per case."""
+
+
+if __name__ == "__main__":
+    # Before numpy and torch are imported: they count threads then, and help need not wait for them.
+    settle_streams()
+    OPTIONS = command_line(Options, __doc__, "--input")
+    limit_threads(OPTIONS.threads)
+
 import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
@@ -37,7 +97,6 @@ from multipass.data.case import Case  # noqa: E402
 from multipass.data.scans import find_cases  # noqa: E402
 from multipass.evaluation.scoring import Scored, score  # noqa: E402
 from multipass.files import claimed, code_sha256, sha256_of  # noqa: E402
-from multipass.geometry.labelmaps import LEAST_PART_MM3  # noqa: E402
 from multipass.model import checkpoint, passes  # noqa: E402
 from multipass.model.maps import bone_labels  # noqa: E402
 from multipass.model.mirrored import with_mirroring  # noqa: E402
@@ -57,54 +116,9 @@ from multipass.results.summary import Outcome  # noqa: E402
 from multipass.results.timing import Stages  # noqa: E402
 from multipass.results.viewer import VIEWER_NAME  # noqa: E402
 from multipass.structures import read_rules  # noqa: E402
-from multipass.terminal import (  # noqa: E402
-    command_line,
-    one_sentence,
-    printable,
-    settle_streams,
-)
 from processing import Scan, own_grid_labels, read_scan  # noqa: E402
 
-TEST_DATA = ROOT / "inference_pipeline" / "test_data"
-RESULTS = ROOT / "inference_pipeline" / "processed_files" / "inference_results"
-MODEL = ROOT / "inference_pipeline" / "best_model.pth"
-OWN_MODEL = ROOT / "best_model.pth"
-INTERRUPTED = 130
-LOG_NAME = "inference.log"
-
 log = logging.getLogger("run_inference")
-
-
-@dataclass(frozen=True)
-class Options:
-    """CT scans to masks of the pelvic bones."""
-
-    input: Path = TEST_DATA
-    """A folder of scans, or one scan's file."""
-    output: Path = RESULTS
-    """Where each case gets its folder; made if it is missing."""
-    model: Path = MODEL
-    """A checkpoint of training.py."""
-    passes: int | None = None
-    """How often the network looks; as often as in its training by default."""
-    format: tuple[Literal["nifti", "seg"], ...] = ("nifti", "seg")
-    """mask.nii.gz, and seg.dcm for DICOM input."""
-    probabilities: bool = False
-    """Also write the last pass's class probabilities, on the grid of its windows."""
-    meshes: Literal["none", "stl", "ply"] = "none"
-    """Also write a surface of each bone, in mm, LPS."""
-    tta: bool = False
-    """Also look at the mirrored scan, left and right swapped back; passes take twice as long."""
-    structures: Path | None = None
-    """JSON file of a site's own segment names, for the scores of a SEG, see README.md."""
-    page: bool = True
-    """Write index.html and a page per case to look at, with NiiVue from the installed ipyniivue."""
-    least_part_mm3: float = LEAST_PART_MM3
-    """Remove parts of a bone smaller than this; its largest part always stays. 0: none."""
-    overwrite: bool = False
-    """Segment finished cases again."""
-    quiet: bool = False
-    """No progress bar and no line per case."""
 
 
 def main(options: Options) -> int:
@@ -116,7 +130,7 @@ def main(options: Options) -> int:
 
 def segment_folder(options: Options) -> int:
     """Finds the cases, segments them and says what became of them; returns the exit code."""
-    model = load_model(options.model)
+    model = load_model(options.model, passes.chosen_device(options.device))
     print(introduction(options.model, model))
     if options.tta:
         model = with_mirroring(model)
@@ -152,8 +166,8 @@ def check_options(options: Options) -> None:
     read_rules(options.structures)
 
 
-def load_model(path: Path) -> checkpoint.Model:
-    """The network on CUDA where there is one.
+def load_model(path: Path, device: torch.device) -> checkpoint.Model:
+    """The network on a device.
 
     Raises:
         ValueError: there is no checkpoint, or it is not one of ours.
@@ -164,7 +178,7 @@ def load_model(path: Path) -> checkpoint.Model:
             f"no network at {path}: `make demo` trains one on synthetic scans, python training.py "
             f"on yours; then pass --model{trained}"
         )
-    return checkpoint.load(path, "cuda" if torch.cuda.is_available() else "cpu")
+    return checkpoint.load(path, device)
 
 
 def introduction(path: Path, model: checkpoint.Model) -> str:
@@ -324,10 +338,9 @@ def stop(*_: object) -> None:
 
 
 if __name__ == "__main__":
-    settle_streams()
     signal.signal(signal.SIGTERM, stop)
     try:
-        sys.exit(main(command_line(Options, __doc__, "--input")))
+        sys.exit(main(OPTIONS))
     except (ValueError, OSError, MemoryError) as error:
         sys.exit(f"run_inference.py: {one_sentence(error)}")
     except KeyboardInterrupt:

@@ -7,9 +7,11 @@ import os
 import sys
 from pathlib import Path
 from tempfile import gettempdir
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tyro
+
+from multipass import __version__
 
 LONGEST_SENTENCE = 300
 # numpy, torch and ITK each have words of their own for it.
@@ -54,14 +56,35 @@ class _Lasting(io.RawIOBase):
 
 
 Options = TypeVar("Options")
+THREADS = (
+    *("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"),
+    "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS",
+)
+
+
+def short(name: str) -> Any:
+    """Another name of an option, in its annotation: `Annotated[Path, short("-i")]`."""
+    return tyro.conf.arg(aliases=[name])
+
+
+def limit_threads(count: int | None) -> None:
+    """Tells numpy, torch, ITK and what they start how many threads to take; they listen only when
+    they are imported."""
+    if count is not None and count < 1:
+        sys.exit(f"{Path(sys.argv[0]).name}: --threads {count}: at least one is needed")
+    os.environ.update(dict.fromkeys(THREADS, str(count)) if count else {})
 
 
 def command_line(options: type[Options], description: str, files_option: str) -> Options:
-    """The options of a script from its command line; it ends with a sentence on what is wrong.
+    """The options of a script from its command line; it ends with a sentence on what is wrong, or
+    with the version where that is asked for.
 
     Args:
         files_option: what names files, for those that are given without it.
     """
+    if "--version" in sys.argv[1:]:
+        print(f"{Path(sys.argv[0]).name} {__version__}")
+        sys.exit()
     parsed, unknown = tyro.cli(options, description=description, return_unknown_args=True)
     if unknown and not any(word.startswith("-") for word in unknown):
         sys.exit(

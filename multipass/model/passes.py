@@ -6,6 +6,7 @@ class probabilities of the pass before, resampled from its window into the new o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -47,6 +48,23 @@ class View:
 
     image: torch.Tensor
     box: torch.Tensor
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device called 'cpu', 'cuda' or 'cuda:N'; for 'auto' CUDA where there is one.
+
+    Raises:
+        ValueError: there is no such device.
+    """
+    count = torch.cuda.device_count()
+    if name == "auto":
+        return torch.device("cuda" if count else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
+        raise ValueError(f"--device {name}: auto, cpu, cuda or cuda:N with a number N is needed")
+    device = torch.device(name)
+    if device.type == "cuda" and (device.index or 0) >= count:
+        raise ValueError(f"--device {name}: {count} CUDA devices are found here; cpu always works")
+    return device
 
 
 def computed_in(device: torch.device) -> torch.dtype:

@@ -88,7 +88,9 @@ def flags_of(
     named = {
         "missing": missing,
         "left and right inverted": _inverted(rows, structures),
-        "side uncertain": [rows[k]["name"] for k in results[-1].unsure_sides if rows[k]["parts"]],
+        "side uncertain": [
+            rows[k]["name"] for k in results[-1].unsure_sides if rows[k]["name"] not in missing
+        ],
         "cut by the field of view": [r["name"] for r in rows if r["status"] == "cut"],
         "at the edge of what the last pass saw": [r["name"] for r in rows if r["beyond_window"]],
         "in several parts": [r["name"] for r in rows if r["parts"] > 1],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import oracle
 import pytest
@@ -44,6 +46,14 @@ def test_left_and_right_inverted(seen):
     assert "left and right inverted: left hip bone, right hip bone" in flags(
         volume, results, swapped
     )
+
+
+def test_a_side_that_cannot_be_told(seen):
+    volume, (first, last), labels = seen
+    results = [first, replace(last, unsure_sides=(3,))]
+    assert flags(volume, results, labels) == "side uncertain: left femur"
+    without = np.where(labels == 4, 0, labels)
+    assert "uncertain" not in flags(volume, results, without)
 
 
 def test_a_bone_at_the_edge_of_a_round_field_of_view_is_cut(seen):

@@ -22,9 +22,11 @@ import SimpleITK as sitk
 import torch
 from orientation import ORDERS, oriented
 
+from multipass import __version__
 from multipass.data.patient_files import write_patient
 from multipass.data.prepare import prepare_patient
 from multipass.files import claimed
+from multipass.geometry.labelmaps import LEAST_PART_MM3
 from multipass.geometry.volume import Grid, Volume, from_sitk, to_sitk, upright
 from multipass.model import evidence, passes
 from multipass.model.maps import native_labels
@@ -46,7 +48,7 @@ def script():
     sys.modules[spec.name] = module
     spec.loader.exec_module(module)
     sys.path.remove(str(SCRIPT.parent))
-    module.load_model = lambda path: oracle.model()
+    module.load_model = lambda path, device: oracle.model()
     return module
 
 
@@ -206,7 +208,7 @@ def test_as_many_passes_as_in_training(script, tmp_path, monkeypatch):
     monkeypatch.setattr(
         script,
         "load_model",
-        lambda path: replace(oracle.model(), windows=("scan", "pelvis", "pelvis")),
+        lambda path, device: replace(oracle.model(), windows=("scan", "pelvis", "pelvis")),
     )
     assert run(script, tmp_path) == 0
     report = json.loads((tmp_path / "out" / "scan" / "report.json").read_text())
@@ -332,6 +334,9 @@ def test_an_interruption_keeps_finished_cases(script, tmp_path, monkeypatch, cap
         (["--output", str(SCRIPT)], "is no folder, or lies in none"),
         (["--model", "nowhere.pth"], "no network at nowhere.pth"),
         (["--passes", "many"], "invalid"),
+        (["--threads", "0"], "--threads 0: at least one"),
+        (["--device", "tpu"], "--device tpu: auto, cpu, cuda or cuda:N"),
+        (["--device", "cuda:99"], "--device cuda:99: "),
     ],
 )
 def test_the_command_line_fails_in_one_sentence(tmp_path, arguments, expected):
@@ -340,6 +345,24 @@ def test_the_command_line_fails_in_one_sentence(tmp_path, arguments, expected):
     )
     assert done.returncode != 0
     assert expected in (done.stderr + done.stdout) and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
+def test_help_and_version_do_not_wait_for_torch(tmp_path, arguments):
+    code = (
+        "import runpy, sys\n"
+        f"sys.argv = [{str(SCRIPT)!r}, *{arguments!r}]\n"
+        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
+        "except SystemExit as end:\n    assert not end.code\n"
+        "assert not {'torch', 'numpy', 'SimpleITK'} & set(sys.modules)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert (__version__ if arguments == ["--version"] else "--threads") in done.stdout
+
+
+def test_options_say_what_the_package_does(script):
+    assert script.Options().least_part_mm3 == LEAST_PART_MM3
 
 
 def test_an_empty_input_is_one_sentence(script, tmp_path):

@@ -64,12 +64,15 @@ def without_specks(labels: np.ndarray, grid: Grid, least_mm3: float = LEAST_PART
     for value, box in enumerate(boxes_of(labels, int(labels.max())), start=1):
         if box is None:
             continue
-        parts, count = ndimage.label(labels[box] == value)
+        # Transposed, and copied in the same order: in memory scans lie slice by slice.
+        parts, count = ndimage.label(np.ascontiguousarray((labels[box] == value).T))
+        if count == 1:
+            continue
         sizes = np.bincount(parts.ravel())[1:] * grid.voxel_ml * 1000
         is_speck = (sizes < least_mm3) & (np.arange(count) != sizes.argmax())
         if is_speck.any():
-            cleaned = labels.copy() if cleaned is labels else cleaned
-            cleaned[box][np.concatenate([[False], is_speck])[parts]] = 0
+            cleaned = labels.copy("K") if cleaned is labels else cleaned
+            cleaned[box].T[np.concatenate([[False], is_speck])[parts]] = 0
     return cleaned
 
 

@@ -155,8 +155,8 @@ def perfect(segment, seg_dir: Path, count: int, replaced: dict[str, Any]):
     """Runs the passes, then puts the reference's fractions in the place of what they found; the
     seconds that this takes, and the peak before it, go into `replaced`."""
 
-    def segment_then_replace(model, volume: Volume, passes: int) -> list[PassResult]:
-        results = segment(model, volume, passes)
+    def segment_then_replace(model, volume: Volume, passes: int, **how) -> list[PassResult]:
+        results = segment(model, volume, passes, **how)
         replaced["peak_mb"], start = peak_mb(), time.perf_counter()
         reference = read_reference(find(seg_dir).seg, volume.grid)
         joined = Volume((reference.labels() > 0).astype(np.uint8), volume.grid)

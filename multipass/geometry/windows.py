@@ -25,7 +25,9 @@ SCAN_WINDOW_OVERLAP_MM = 150.0
 # 72 slices over 240 mm are 3.3 mm apart; over a whole pelvis with half of the femurs 5 mm.
 MAX_CLOSE_WINDOW_MM = 240.0
 CLOSE_WINDOW_OVERLAP_MM = 80.0
-# Parts of a pelvis: voxels of at most 1.9 x 2.3 x 1.9 mm. Only thighs that are bent up are deeper.
+# Parts of a pelvis: their voxels are at most 1.9 mm in x and z; in y they take all of it but for
+# thighs that are bent up.
+PART_VOXEL_MM = 1.9
 MAX_PART_MM = (240.0, 300.0, 140.0)
 PART_OVERLAP_MM = 32.0
 # Parts overlap more before their voxels become smaller than this.
@@ -100,26 +102,27 @@ def close_windows(box_mm: np.ndarray) -> list[Grid]:
 
 
 def part_windows(
-    box_mm: np.ndarray,
-    largest_mm: Sequence[float] = MAX_PART_MM,
-    most: int = MOST_PARTS,
+    box_mm: np.ndarray, voxel_mm: float = PART_VOXEL_MM, most: int | None = None
 ) -> list[Grid]:
     """Windows of one size over a box, side by side in rows, columns and levels that overlap by at
-    least 32 mm: as few as do with windows of at most `largest_mm`.
+    least 32 mm: as few as do with windows of at most `MAX_PART_MM`.
 
     Where that takes more than `most`, they are larger. A box that fits into one window gets one of
     its own size. Of several, none has voxels smaller than `FINEST_PART_VOXEL_MM`.
 
     Args:
         box_mm: (2, 3) corners, LPS.
-        largest_mm: along x, y and z.
+        voxel_mm: for smaller windows, in proportion.
+        most: 12 of voxels of 1.9 mm if None, and as many more as there are more voxels.
 
     Returns:
         Windows by level from foot to head, in each from front to back, in each from right to left.
     """
     extent = box_mm[1] - box_mm[0]
     finest = np.asarray(FINEST_PART_VOXEL_MM) * GRID_SIZE
-    largest = np.maximum(largest_mm, finest)
+    scale = voxel_mm / PART_VOXEL_MM
+    largest = np.maximum(np.asarray(MAX_PART_MM) * scale, finest)
+    most = most or max(1, round(MOST_PARTS / scale**3))
     counts = np.array(
         [_fewest(n, m, PART_OVERLAP_MM) for n, m in zip(extent, largest, strict=True)]
     )

@@ -14,6 +14,7 @@ import torch
 
 from multipass.geometry.volume import Grid, Volume
 from multipass.geometry.windows import (
+    PART_VOXEL_MM,
     body_box,
     close_windows,
     part_windows,
@@ -30,8 +31,6 @@ from multipass.model.sides import on_own_sides
 LOST = "pass {1} saw {0:.0f} mL where pass {2} did not look"
 # Specks that a pass sees elsewhere in a body are smaller than a bone's part that is missed.
 OUTSIDE_ML = 5.0
-# Windows over the box of what the pass before found.
-LAID = {"pelvis": close_windows, "parts": part_windows}
 
 # From a pass's index and what it found in its window to what the next pass is told.
 HandOn = Callable[[int, torch.Tensor], torch.Tensor]
@@ -115,7 +114,11 @@ def blank(network: MultiPassUNet, image: torch.Tensor) -> torch.Tensor:
 
 @torch.inference_mode()
 def segment(
-    model: Model, volume: Volume, passes: int | None = None, keep_all: bool = False
+    model: Model,
+    volume: Volume,
+    passes: int | None = None,
+    keep_all: bool = False,
+    part_voxel_mm: float = PART_VOXEL_MM,
 ) -> list[PassResult]:
     """Runs the passes over a scan: the first over its scan windows, the next over those on the
     pelvis, a third over parts of it. The first pass that finds nothing is the last that looks.
@@ -124,6 +127,7 @@ def segment(
         volume: upright CT in HU.
         passes: as many as the model has windows if None; those beyond them look at the last ones.
         keep_all: the maps of all passes; else of the first and the last two, to bound memory.
+        part_voxel_mm: of a third pass's windows at most, see `part_windows`.
 
     Returns:
         One result a pass; those not kept have neither windows nor maps. From the pass on that found
@@ -147,8 +151,11 @@ def segment(
         if index > 2 and not keep_all:
             results[-3] = replace(results[-3], windows=[], probabilities=[])
         if found is not None:
-            lay = LAID.get(following)
-            windows = lay(found.box_mm) if lay else whole
+            windows = whole
+            if following == "pelvis":
+                windows = close_windows(found.box_mm)
+            elif following == "parts":
+                windows = part_windows(found.box_mm, part_voxel_mm)
             lost = LOST.format(found.lost_ml, index + 1, index + 2)
             flags = [lost] if found.lost_ml >= OUTSIDE_ML else []
     return results

@@ -100,7 +100,7 @@ def test_parts_are_as_few_as_their_largest_size_allows_and_no_finer_than_needed(
 
 def test_finer_parts_are_more_and_smaller():
     box = np.array([np.zeros(3), (392.0, 236.0, 300.0)])
-    plain, finer = part_windows(box), part_windows(box, (154.0, 300.0, 90.0), 40)
+    plain, finer = part_windows(box), part_windows(box, 1.2)
     assert len(finer) > len(plain)
     assert np.all(np.less_equal(finer[0].spacing_mm, plain[0].spacing_mm))
 

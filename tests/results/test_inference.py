@@ -28,6 +28,7 @@ from multipass.data.prepare import prepare_patient
 from multipass.files import claimed
 from multipass.geometry.labelmaps import LEAST_PART_MM3
 from multipass.geometry.volume import Grid, Volume, from_sitk, to_sitk, upright
+from multipass.geometry.windows import PART_VOXEL_MM
 from multipass.model import evidence, passes
 from multipass.model.maps import native_labels
 from multipass.model.mirrored import Mirrored, with_mirroring
@@ -311,11 +312,11 @@ def test_an_interruption_keeps_finished_cases(script, tmp_path, monkeypatch, cap
         write_image(tmp_path / "in" / f"{name}.nrrd", volume)
     real, calls = script.passes.segment, []
 
-    def interrupted(*args):
+    def interrupted(*args, **options):
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(*args)
+        return real(*args, **options)
 
     monkeypatch.setattr(script.passes, "segment", interrupted)
     assert run(script, tmp_path) == 130
@@ -363,6 +364,7 @@ def test_help_and_version_do_not_wait_for_torch(tmp_path, arguments):
 
 def test_options_say_what_the_package_does(script):
     assert script.Options().least_part_mm3 == LEAST_PART_MM3
+    assert script.Options().part_voxel_mm == PART_VOXEL_MM
 
 
 def test_an_empty_input_is_one_sentence(script, tmp_path):

@@ -74,23 +74,24 @@ def plain_copy(dataset: Dataset, frames: Frames, segment_numbers: Sequence[int])
 
 def _pixels(dataset: Dataset, number: dict[int, int]) -> bytes:
     """Uncompressed little-endian pixels; a label map's values renumbered."""
-    try:
-        if dataset.file_meta.TransferSyntaxUID.is_compressed:
+    if dataset.file_meta.TransferSyntaxUID.is_compressed:
+        try:
             dataset.decompress(generate_instance_uid=False)
-        _check_pixels(dataset)
-        if dataset.get("SegmentationType") != "LABELMAP":
-            return dataset.PixelData
-        stored = dataset.pixel_array
-    except ValueError:
-        raise
-    except Exception as error:  # decoders raise many kinds on damaged or unsupported pixels
-        if is_out_of_memory(error):
-            raise
-        raise ValueError(f"its pixels cannot be decoded ({short(error)})") from None
-    unknown = set(np.unique(stored).tolist()) - {0, dataset.get("PixelPaddingValue"), *number}
+        except Exception as error:  # decoders raise many kinds on damaged or unsupported pixels
+            if is_out_of_memory(error):
+                raise
+            raise ValueError(f"its pixels cannot be decoded ({short(error)})") from None
+    _check_pixels(dataset)
+    if dataset.get("SegmentationType") != "LABELMAP":
+        return dataset.PixelData
+    stored = dataset.pixel_array
+    seen = np.zeros(int(stored.max(initial=0)) + 1, bool)
+    seen[stored] = True
+    known = {0, dataset.get("PixelPaddingValue"), *number}
+    unknown = [int(value) for value in np.flatnonzero(seen) if value not in known]
     if unknown:
-        raise ValueError(f"pixels of value {min(unknown)}, which no segment has")
-    lookup = np.zeros(int(stored.max(initial=0)) + 1, stored.dtype)
+        raise ValueError(f"pixels of value {unknown[0]}, which no segment has")
+    lookup = np.zeros(len(seen), stored.dtype)
     for original, k in number.items():
         if original < len(lookup):
             lookup[original] = k

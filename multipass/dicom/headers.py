@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,10 +21,21 @@ from multipass.terminal import is_out_of_memory
 # image's identification (PS3.10 7.1 asks for a preamble, and old archives keep none).
 FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")
 PREAMBLE_BYTES = 128
+LARGE_BYTES = 1 << 20
 NOT_DICOM = "not a DICOM file"
 
 # Values are checked where they are used; pydicom's own warnings would only repeat that.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
+
+
+class _BoundedReader(io.BufferedReader):
+    """Reads no more than there is: Python makes room first for the 4 GB that a damaged length asks
+    for."""
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if size is not None and size > LARGE_BYTES:
+            size = max(0, min(size, os.fstat(self.fileno()).st_size - self.tell()))
+        return super().read(size)
 
 
 def read_dicom(
@@ -38,12 +51,13 @@ def read_dicom(
     """
     tags = None if specific_tags is None else ["SOPClassUID", *specific_tags]
     try:
-        with path.open("rb") as file:
+        with path.open("rb", buffering=0) as raw, _BoundedReader(raw) as file:
             start = file.read(PREAMBLE_BYTES + 4)
-        is_bare = start[PREAMBLE_BYTES:] != b"DICM" and start[:2] in FIRST_GROUPS
-        dataset = pydicom.dcmread(
-            path, force=is_bare, stop_before_pixels=not pixels, specific_tags=tags
-        )
+            is_bare = start[PREAMBLE_BYTES:] != b"DICM" and start[:2] in FIRST_GROUPS
+            file.seek(0)
+            dataset = pydicom.dcmread(
+                file, force=is_bare, stop_before_pixels=not pixels, specific_tags=tags
+            )
     except InvalidDicomError:
         raise ValueError(NOT_DICOM) from None
     except OSError as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import tracemalloc
+
 import pydicom
 import pytest
 
@@ -34,3 +36,15 @@ def test_pixels_are_not_called_undecodable(cohort_dir, monkeypatch, error):
     with pytest.raises((MemoryError, RuntimeError)) as raised:
         hounsfield.pixels(series.slices)
     assert is_out_of_memory(raised.value)
+
+
+def test_a_length_beyond_the_file_asks_for_no_memory(cohort_dir, tmp_path):
+    data = next((cohort_dir / "Patient_01" / "im_1").iterdir()).read_bytes()
+    modality = data.index(b"\x08\x00\x60\x00CS")
+    damage = b"\x08\x00\x5f\x00OB\0\0\xf0\xff\xff\xff"
+    (tmp_path / "x.dcm").write_bytes(data[:modality] + damage + data[modality:])
+    tracemalloc.start()
+    assert "Modality" not in read_dicom(tmp_path / "x.dcm")
+    peak_bytes = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak_bytes < 1 << 28

@@ -78,12 +78,15 @@ def _stored(dataset: Dataset, path: Path, count: int) -> np.ndarray:
         count: frames that are wanted.
     """
     syntax = dataset.file_meta.TransferSyntaxUID
-    bits = int(dataset.get("BitsStored") or dataset.BitsAllocated)
+    allocated = int(dataset.BitsAllocated)
+    bits = int(dataset.get("BitsStored") or allocated)
     high = int(dataset.get("HighBit") or bits - 1)
+    if not bits - 1 <= high < allocated:
+        raise ValueError(f"HighBit {high} of {bits} bits stored in {allocated}")
     if not syntax.is_compressed or syntax == RLELossless or count > 1:
         if high == bits - 1:
             return dataset.pixel_array
-        dataset.BitsStored, dataset.HighBit = dataset.BitsAllocated, dataset.BitsAllocated - 1
+        dataset.BitsStored, dataset.HighBit = allocated, allocated - 1
         return _significant(dataset.pixel_array, bits, high, dataset.PixelRepresentation == 1)
     if dataset.get("PhotometricInterpretation") == "MONOCHROME1":
         raise ValueError("MONOCHROME1, which its decoder would invert")

@@ -16,6 +16,8 @@ from multipass.geometry.volume import upright as to_upright
 
 # Grids whose voxels drift apart by less than this over their whole size are the same grid.
 CONGRUENT_VOXELS = 0.1
+# A voxel that rounding puts onto the edge of a grid lies in it.
+EDGE_VOXELS = 0.25
 
 # The index of an array's first voxel in the scan's grid, and the array.
 Piece = tuple[tuple[int, int, int], np.ndarray]
@@ -45,15 +47,35 @@ def placed(mask: Mask, grid: Grid, ct: CT | None, frame: np.ndarray) -> tuple[Pi
     array, start = mask.array, mask.start
     if not stack.is_even:
         array, start = _evened(mask, stack)
+    outside = 0.0
     if array.size:
+        outside = _part_outside(array, start, stack.lattice, grid)
         start, array = _on_grid(array, start, stack, grid)
     low = np.maximum(start, 0)
     high = np.minimum(np.add(start, array.shape), grid.size)
     if (high <= low).any():
         return nothing, 1.0
     inside = array[tuple(slice(a - s, b - s) for a, b, s in zip(low, high, start, strict=True))]
-    total = float(array.sum())
-    return (ints3(low), inside), 1 - float(inside.sum()) / total if total else 0.0
+    return (ints3(low), inside), outside
+
+
+def _part_outside(
+    array: np.ndarray, start: tuple[int, int, int], lattice: np.ndarray, grid: Grid
+) -> float:
+    """The part of a mask whose voxels' centres lie beyond the edges of a grid."""
+    to_index = np.linalg.inv(grid.affine) @ lattice
+
+    def is_beyond(index: np.ndarray) -> np.ndarray:
+        at = (index + start) @ to_index[:3, :3].T + to_index[:3, 3]
+        edge = 0.5 + EDGE_VOXELS
+        return ((at < -edge) | (at > np.subtract(grid.size, 1) + edge)).any(axis=1)
+
+    ends = np.stack(np.meshgrid(*[(0, n - 1) for n in array.shape]), -1).reshape(-1, 3)
+    if not is_beyond(ends).any():
+        return 0.0
+    voxels = np.argwhere(array)
+    weights = array[tuple(voxels.T)]
+    return float(weights[is_beyond(voxels)].sum() / weights.sum())
 
 
 def _evened(mask: Mask, stack: Stack) -> tuple[np.ndarray, tuple[int, int, int]]:

@@ -92,6 +92,13 @@ def test_values_in_the_upper_bits(scan, signed):
     assert np.array_equal(read(folder).volume.array, wanted)
 
 
+def test_a_high_bit_that_cannot_be_is_refused(scan):
+    folder, _ = scan
+    each(folder, lambda dataset: setattr(dataset, "HighBit", 1))
+    with pytest.raises(ValueError, match="HighBit 1 of 16 bits stored in 16"):
+        read(folder)
+
+
 @pytest.mark.parametrize("padding", [[-2000, -2000], [-2000, -1500], None])
 def test_padding_of_several_values_or_none(scan, padding):
     folder, wanted = scan

@@ -163,6 +163,19 @@ def test_a_segmentation_of_its_own_grid_is_placed_by_its_frames(tmp_path):
     assert agree > 0.8
 
 
+def test_a_frame_far_from_the_scan_is_said(tmp_path):
+    hounsfield, label = bones(SIZE)
+    places = stacked(POSITIONS["HFS"], np.arange(SIZE[2]) * STEP_MM, (0, 0))
+    dataset = write_seg(
+        tmp_path / "seg.dcm", label, write_slices(tmp_path / "ct", hounsfield, places)
+    )
+    frame = dataset.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0]
+    frame.ImagePositionPatient[2] += 401
+    dataset.save_as(tmp_path / "seg.dcm")
+    _, _, reference = read(tmp_path)
+    assert any("lies outside the scan with 16.7%" in note for note in reference.notes)
+
+
 def test_narrow_gaps_do_not_multiply_the_slices(tmp_path):
     hounsfield, _ = bones(SIZE)
     heights = np.cumsum([0, 8, 8, 8, 8, 8, 8, 0.2, 0.2, 0.2, 0.2, 8])

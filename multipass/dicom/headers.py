@@ -22,7 +22,6 @@ from multipass.terminal import is_out_of_memory
 FIRST_GROUPS = (b"\x02\x00", b"\x08\x00")
 PREAMBLE_BYTES = 128
 LARGE_BYTES = 1 << 20
-NOT_DICOM = "not a DICOM file"
 
 # Values are checked where they are used; pydicom's own warnings would only repeat that.
 pydicom.config.settings.reading_validation_mode = pydicom.config.IGNORE
@@ -59,7 +58,7 @@ def read_dicom(
                 file, force=is_bare, stop_before_pixels=not pixels, specific_tags=tags
             )
     except InvalidDicomError:
-        raise ValueError(NOT_DICOM) from None
+        raise ValueError("not a DICOM file") from None
     except OSError as error:
         raise ValueError(f"cannot be read ({short(error)})") from None
     except RecursionError:
@@ -70,7 +69,7 @@ def read_dicom(
         raise ValueError(f"damaged DICOM header ({short(error)})") from None
     if is_bare:
         if "SOPClassUID" not in dataset:
-            raise ValueError(NOT_DICOM)
+            raise ValueError("not a DICOM file")
         dataset.file_meta.setdefault("TransferSyntaxUID", _syntax_of(dataset))
     return dataset
 

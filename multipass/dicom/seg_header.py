@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +81,12 @@ def source_uids(path: Path) -> frozenset[str]:
     Raises:
         ValueError: the header is damaged.
     """
+    facts = path.stat()
+    return _source_uids(path, facts.st_size, facts.st_mtime_ns)
+
+
+@lru_cache(maxsize=64)  # a second for 1000 frames, and it is asked for each series of a study
+def _source_uids(path: Path, *_: int) -> frozenset[str]:
     keywords = ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
     header = read_dicom(path, specific_tags=keywords)
     try:

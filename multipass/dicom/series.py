@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from pydicom.dataset import Dataset
 
-from multipass.dicom.headers import NOT_DICOM, image_type, read_dicom, short, text
+from multipass.dicom.headers import image_type, read_dicom, short, text
 from multipass.dicom.seg_header import SEG_TAGS, SegHeader, is_seg, seg_header, why_no_seg
 from multipass.dicom.slices import MULTIFRAME_CT, Slice, slices_of, why_no_ct
 from multipass.files import files_below
@@ -29,7 +29,6 @@ NO_DICOM = {
     *(".avi", ".mp4", ".mov", ".wmv", ".html", ".htm", ".css", ".js", ".py", ".sh", ".bat"),
     *(".db", ".ini", ".inf", ".cfg", ".lnk", ".url", ".exe", ".dll", ".jar", ".msi", ".sha256"),
 }
-DICOM_SUFFIXES = {"", "dcm", "dicom", "dic", "ima", "img"}
 # Within 45 degrees of the patient's long axis.
 AXIAL_COSINE = math.cos(math.radians(45))
 
@@ -139,9 +138,7 @@ def find(roots: Path | Iterable[Path]) -> Found:
             else:
                 found.others.append((path, why))
         except ValueError as error:
-            # A document beside the slices is none of them.
-            left = found.others if _is_document(path, error) else found.unread
-            left.append((path, short(error)))
+            found.unread.append((path, short(error)))
         except Exception as error:  # values are decoded when they are asked for
             if is_out_of_memory(error):
                 raise
@@ -150,12 +147,6 @@ def find(roots: Path | Iterable[Path]) -> Found:
         parts = _parts(members)
         found.ct += [_series(uid, part, notes) for part, notes in parts]
     return found
-
-
-def _is_document(path: Path, error: ValueError) -> bool:
-    """Whether a file is no DICOM and is not called as slices are: x.dcm, IM0001, 1.2.840.17."""
-    suffix = path.suffix[1:].lower()
-    return str(error) == NOT_DICOM and not (suffix in DICOM_SUFFIXES or suffix.isdigit())
 
 
 def read_header(path: Path) -> Dataset:

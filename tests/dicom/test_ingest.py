@@ -317,13 +317,6 @@ def test_padding_becomes_air(tmp_path, subject):
     assert np.array_equal(padded[middle], plain[middle])
 
 
-def test_documents_beside_slices_are_no_slices(patient):
-    for name in ("report.docx", "dose.xlsx", "movie.mp4"):
-        (patient / "im_1" / name).write_bytes(b"PK\3\4 no DICOM")
-    _, facts = prepare_patient(patient, patient.parent)
-    assert "could not be read" not in facts["notes"]
-
-
 def test_slices_that_cannot_be_read_are_noted(patient):
     by_position(patient)[0].write_bytes(b"")
     _, facts = prepare_patient(patient, patient.parent)

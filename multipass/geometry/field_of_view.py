@@ -9,9 +9,6 @@ from scipy import ndimage
 
 from multipass.geometry.volume import AIR_HU, Grid, Volume, axis_order, ints3
 
-# Slices of a mask whose voxels are placed at a time.
-SLAB_SLICES = 16
-
 
 @dataclass(frozen=True)
 class FieldOfView:
@@ -40,18 +37,18 @@ class FieldOfView:
             grid: of the box.
         """
         to_index = np.linalg.inv(self.affine) @ grid.affine
-        near = ndimage.binary_dilation(self.unseen)
+        # What is seen is convex, so the ends of each line of voxels decide.
+        present = mask > 0
+        x, y = np.nonzero(present.any(axis=2))
+        lines = present[x, y]
+        ends = lines.argmax(axis=1), lines.shape[1] - 1 - lines[:, ::-1].argmax(axis=1)
+        voxels = np.concatenate([np.stack([x, y, z], axis=1) for z in ends])
+        at = voxels @ to_index[:3, :3].T + to_index[:3, 3]
         first = 0.5 + self.rim
-        last = np.subtract(self.size, 1) - first
-        for k in range(0, mask.shape[2], SLAB_SLICES):
-            voxels = np.argwhere(mask[:, :, k : k + SLAB_SLICES])
-            at = (voxels + (0, 0, k)) @ to_index[:3, :3].T + to_index[:3, 3]
-            if (at < first).any() or (at > last).any():
-                return True
-            x, y = np.rint(at[:, :2]).astype(int).T
-            if near[x, y].any():
-                return True
-        return False
+        if (at < first).any() or (at > np.subtract(self.size, 1) - first).any():
+            return True
+        i, j = np.rint(at[:, :2]).astype(int).T
+        return bool(ndimage.binary_dilation(self.unseen)[i, j].any())
 
 
 def field_of_view(volume: Volume) -> FieldOfView:

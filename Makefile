@@ -55,7 +55,7 @@ finetune: venv/.installed
 	@echo "As it ships:"
 	$(RUN) $(FEW_INFERENCE) --output $(FEW)/shipped_results
 
-# From a folder of real bone surfaces (README) to a network; started again, it goes on.
+# From a folder of real bone surfaces (docs/data.md) to a network; started again, it goes on.
 RECIPE := recipe
 
 anatomy-named:

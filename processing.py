@@ -61,7 +61,7 @@ class Options:
     series: str | None = None
     """SeriesInstanceUID of the CT to take where a patient has it, whatever the rules say."""
     structures: Path | None = None
-    """JSON file of a site's own segment names, see README.md."""
+    """JSON file of a site's own segment names, see docs/data.md."""
     cluster: str | None = None
     """Address of a Dask scheduler, tcp://host:8786: its workers process the patients."""
 

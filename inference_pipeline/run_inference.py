@@ -75,7 +75,7 @@ class Options:
     tta: bool = False
     """Also look at the mirrored scan, left and right swapped back; passes take twice as long."""
     structures: Path | None = None
-    """JSON file of a site's own segment names, for the scores of a SEG, see README.md."""
+    """JSON file of a site's own segment names, for the scores of a SEG, see docs/data.md."""
     page: bool = True
     """Write index.html and a page per case to look at, with NiiVue from the installed ipyniivue."""
     least_part_mm3: float = 200.0  # labelmaps.LEAST_PART_MM3, which would import numpy too early

@@ -136,6 +136,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> Model:
         raise ValueError(f"{path}: its parts do not fit together ({reason}).") from None
     fits = len(structures) + 1 == network.classes and windows[:1] == ("scan",)
     fits = fits and set(windows) <= set(WINDOWS)
+    fits = fits and list(windows) == sorted(windows, key=WINDOWS.index)
     if not (fits and -math.inf < low < high < math.inf):
         raise ValueError(
             f"{path}: its parts do not fit together ({len(structures)} structures, "

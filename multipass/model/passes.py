@@ -10,6 +10,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from multipass.geometry.volume import Grid, Volume
@@ -135,7 +136,7 @@ def segment(
     """
     last = len(model.windows) - 1
     kinds = [model.windows[min(k, last)] for k in range(passes or len(model.windows))]
-    windows = whole = scan_windows(body_box(volume))
+    windows = scan_windows(body_box(volume))
     flags: list[str] = []
     results: list[PassResult] = []
     before: PassResult | None = None
@@ -151,14 +152,14 @@ def segment(
         if index > 2 and not keep_all:
             results[-3] = replace(results[-3], windows=[], probabilities=[])
         if found is not None:
-            windows = whole
-            if following == "pelvis":
-                windows = close_windows(found.box_mm)
-            elif following == "parts":
-                windows = part_windows(found.box_mm, part_voxel_mm)
+            windows = _windows(following, found.box_mm, part_voxel_mm)
             lost = LOST.format(found.lost_ml, index + 1, index + 2)
             flags = [lost] if found.lost_ml >= OUTSIDE_ML else []
     return results
+
+
+def _windows(kind: str, box_mm: np.ndarray, part_voxel_mm: float) -> list[Grid]:
+    return part_windows(box_mm, part_voxel_mm) if kind == "parts" else close_windows(box_mm)
 
 
 def look_through(

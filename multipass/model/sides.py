@@ -72,22 +72,29 @@ def _decided(chances: np.ndarray, grid: Grid, may_touch: bool) -> tuple[np.ndarr
     decided = np.zeros(bones.shape, np.uint8)
     unsure = set()
     for number, (x, y, z) in enumerate(ndimage.find_objects(bones), start=1):
-        bone, of_bone = bones[x, y, z] == number, chances[:, x, y, z]
-        sums = of_bone[:, bone].sum(1)
-        is_unsure = sums.min() >= UNSURE_SHARE * sums.max()
-        halves = np.where(bone, np.where(of_bone[0] >= of_bone[1], LEFT, RIGHT), KEPT)
-        sides = np.where(bone, LEFT + int(sums.argmax()), KEPT)
-        left, right = _largest(halves == LEFT), _largest(halves == RIGHT)
-        if may_touch and _are_two(left, right, grid):
-            is_unsure = False
-            # What is no part of its side's bone is enclosed by the other one.
-            sides = np.where(halves == LEFT, RIGHT, np.where(halves == RIGHT, LEFT, KEPT))
-            sides[left], sides[right] = LEFT, RIGHT
-        if is_unsure or (sides != halves).any():
+        bone = bones[x, y, z] == number
+        called, sides, is_unsure = _sides_of(bone, chances[:, x, y, z], grid, may_touch)
+        if is_unsure or (sides != called).any():
             decided[x, y, z][bone] = sides[bone]
         if is_unsure and np.count_nonzero(bone) * grid.voxel_ml >= LEAST_ML:
             unsure.add(int(sides.max()))
     return _with_edges(decided, bones) if decided.any() else decided, unsure
+
+
+def _sides_of(
+    bone: np.ndarray, chances: np.ndarray, grid: Grid, may_touch: bool
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """What a bone's voxels are called, what they should be called, and whether that is unsure."""
+    sums = chances[:, bone].sum(1)
+    called = np.where(bone, np.where(chances[0] >= chances[1], LEFT, RIGHT), KEPT)
+    left, right = _largest(called == LEFT), _largest(called == RIGHT)
+    if may_touch and _are_two(left, right, grid):
+        # What is no part of its side's bone is enclosed by the other one.
+        sides = np.choose(called, [KEPT, RIGHT, LEFT])
+        sides[left], sides[right] = LEFT, RIGHT
+        return called, sides, False
+    sides = np.where(bone, LEFT + int(sums.argmax()), KEPT)
+    return called, sides, bool(sums.min() >= UNSURE_SHARE * sums.max())
 
 
 def _largest(mask: np.ndarray) -> np.ndarray:

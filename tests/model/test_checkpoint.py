@@ -98,6 +98,7 @@ def test_a_truncated_checkpoint(model, tmp_path):
         {"format": "other"},
         {"windows": ["scan", "attic"]},
         {"windows": ["pelvis"]},
+        {"windows": ["scan", "parts", "pelvis"]},
         {"windows": []},
         {"hu_range": [0.0, 0.0]},
         {"hu_range": [float("nan"), 1.0]},

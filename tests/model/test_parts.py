@@ -182,8 +182,8 @@ def test_a_part_that_the_pass_before_is_sure_of_keeps_its_maps():
 
 def test_probabilities_of_parts_are_written_as_one_image(scene, tmp_path):
     volume, label, results = scene
-    write_probabilities(tmp_path, results[2])
-    image = sitk.ReadImage(str(tmp_path / "probabilities.nii.gz"))
+    write_probabilities(tmp_path / "p.nii.gz", results[2])
+    image = sitk.ReadImage(str(tmp_path / "p.nii.gz"))
     values = sitk.GetArrayFromImage(image)
     np.testing.assert_allclose(values.sum(-1), 1, atol=5e-3)
     low, high = np.array([w.box_mm() for w in results[2].windows])[:, 0].min(0), image.GetOrigin()

@@ -41,20 +41,11 @@ def plain_copy(dataset: Dataset, frames: Frames, segment_numbers: Sequence[int])
     Raises:
         ValueError: the pixels cannot be decoded, or name a segment that the header has not.
     """
-    copy = Dataset()
+    number = {original: k for k, original in enumerate(segment_numbers, 1)}
+    copy = _shell()
     for keyword in COPIED:
         if keyword in dataset:
             copy[keyword] = dataset[keyword]
-    copy.SOPInstanceUID, copy.SeriesInstanceUID = generate_uid(), generate_uid()
-    copy.StudyInstanceUID, copy.FrameOfReferenceUID = generate_uid(), generate_uid()
-    copy.Modality, copy.SeriesNumber, copy.InstanceNumber = "SEG", 1, 1
-    copy.ContentLabel, copy.ContentDescription, copy.ContentCreatorName = "SEG", "", ""
-    copy.PatientID = copy.PatientName = copy.PatientBirthDate = copy.PatientSex = ""
-    copy.StudyDate = copy.StudyTime = copy.ContentDate = copy.ContentTime = ""
-    copy.StudyID = copy.AccessionNumber = copy.ReferringPhysicianName = copy.Manufacturer = ""
-    # Label maps may have a palette, which is of no use here.
-    copy.LossyImageCompression, copy.PhotometricInterpretation = "00", "MONOCHROME2"
-    number = {original: k for k, original in enumerate(segment_numbers, 1)}
     copy.SegmentSequence = [_segment(k) for k in number.values()]
     is_label_map = dataset.get("SegmentationType") == "LABELMAP"
     copy.DimensionOrganizationSequence, copy.DimensionIndexSequence = _dimensions(is_label_map)
@@ -70,6 +61,21 @@ def plain_copy(dataset: Dataset, frames: Frames, segment_numbers: Sequence[int])
     copy.file_meta.MediaStorageSOPClassUID = copy.SOPClassUID
     copy.file_meta.MediaStorageSOPInstanceUID = copy.SOPInstanceUID
     return copy
+
+
+def _shell() -> Dataset:
+    """A SEG of nobody, without segments and frames."""
+    shell = Dataset()
+    shell.SOPInstanceUID, shell.SeriesInstanceUID = generate_uid(), generate_uid()
+    shell.StudyInstanceUID, shell.FrameOfReferenceUID = generate_uid(), generate_uid()
+    shell.Modality, shell.SeriesNumber, shell.InstanceNumber = "SEG", 1, 1
+    shell.ContentLabel, shell.ContentDescription, shell.ContentCreatorName = "SEG", "", ""
+    shell.PatientID = shell.PatientName = shell.PatientBirthDate = shell.PatientSex = ""
+    shell.StudyDate = shell.StudyTime = shell.ContentDate = shell.ContentTime = ""
+    shell.StudyID = shell.AccessionNumber = shell.ReferringPhysicianName = shell.Manufacturer = ""
+    # Label maps may have a palette, which is of no use here.
+    shell.LossyImageCompression, shell.PhotometricInterpretation = "00", "MONOCHROME2"
+    return shell
 
 
 def _pixels(dataset: Dataset, number: dict[int, int]) -> bytes:

@@ -25,6 +25,8 @@ SAME_HEIGHT_MM = 1e-3
 ROUNDED_MM = 0.01
 # A frame may lie this part of a pixel aside of its slice.
 ASIDE_PIXELS = 0.1
+# Of a whole body with a wide margin: dcmqi makes an image of all slices between two frames.
+LONGEST_MM, MOST_SLICES = 5000.0, 10000
 # Where no two neighbouring slices have a frame, the spacing is a part of the smallest gap.
 MOST_PARTS = 4
 
@@ -64,24 +66,32 @@ def read_frames(dataset: Dataset, ct: CT | None) -> Frames:
     shared = (dataset.get("SharedFunctionalGroupsSequence") or [Dataset()])[0]
     segments = _segments(dataset, frames, shared)
     groups = [_flat(frame, shared) for frame in frames]
+    plane = _plane(groups)
+    places = np.array([numbers(group, "ImagePositionPatient", 3) for group in groups])
+    apart_mm = float(np.ptp(places, axis=0).max())
+    if apart_mm > LONGEST_MM:
+        raise ValueError(f"frames up to {apart_mm:.3g} mm apart")
+    slices = _on_slices(dataset, plane, places, ct) if ct else None
+    lattice = None
+    if slices is None:
+        slices, lattice = _on_own_lattice(plane, places, _declared_mm(groups[0], ct))
+    if max(slices) >= MOST_SLICES:
+        raise ValueError(f"frames on {max(slices) + 1} slices, at most {MOST_SLICES} are possible")
+    _check_once(segments, slices)
+    return Frames(tuple(segments), tuple(slices), lattice)
+
+
+def _plane(groups: Sequence[Dataset]) -> np.ndarray:
+    """(3, 2) steps in mm from one column to the next and from one row to the next."""
     orientation = np.array([unit_orientation(group) for group in groups])
     spacing = np.array([numbers(group, "PixelSpacing", 2) for group in groups])
-    places = np.array([numbers(group, "ImagePositionPatient", 3) for group in groups])
     if np.abs(orientation - orientation[0]).max() > SAME_DIRECTION:
         raise ValueError("frames of different orientations in one segmentation")
     if spacing.min() <= 0:
         raise ValueError(f"PixelSpacing {spacing.min():g}")
     if not np.allclose(spacing, spacing[0]):
         raise ValueError("frames of different pixel spacings in one segmentation")
-    plane = np.zeros((3, 2))
-    plane[:, 0] = orientation[0, :3] * spacing[0, 1]
-    plane[:, 1] = orientation[0, 3:] * spacing[0, 0]
-    slices = _on_slices(dataset, plane, places, ct) if ct else None
-    lattice = None
-    if slices is None:
-        slices, lattice = _on_own_lattice(plane, places, _declared_mm(groups[0], ct))
-    _check_once(segments, slices)
-    return Frames(tuple(segments), tuple(slices), lattice)
+    return orientation[0].reshape(2, 3).T * spacing[0, ::-1]
 
 
 def _flat(frame: Dataset, shared: Dataset) -> Dataset:

@@ -108,16 +108,23 @@ def _converted(
                 raise ValueError(f"dcmqi wrote no image: {complaint(printed)}")
             image = from_sitk(sitk.ReadImage(str(image_path)))
             below = np.rint(image.grid.origin_mm).astype(int)
-            if is_fractional:
-                boxes = ndimage.find_objects((image.array > 0).astype(np.uint8))
-            else:
-                boxes = ndimage.find_objects(image.array)
-            for attributes in group:
-                label = int(attributes["SegmentLabel"])
-                at = 0 if is_fractional else int(attributes["labelID"]) - 1
-                box = boxes[at] if at < len(boxes) else None
-                if box is None:
-                    continue
-                crop = image.array[box]
-                mask = crop.astype(np.float32) / maximum if is_fractional else crop == at + 1
+            for label, mask, box in _crops(image.array, group, maximum if is_fractional else None):
                 yield numbers[label - 1], (mask, ints3([s.start for s in box] + below))
+
+
+def _crops(
+    array: np.ndarray, group: list[dict[str, Any]], maximum: int | None
+) -> Iterator[tuple[int, np.ndarray, tuple[slice, ...]]]:
+    """(number in the copy, mask, bounding box) of the segments in one of dcmqi's images: of one by
+    its fractions, of several by the values of a label map."""
+    if maximum is not None:
+        (box,) = ndimage.find_objects((array > 0).astype(np.uint8)) or [None]
+        if box is not None:
+            yield int(group[0]["SegmentLabel"]), array[box].astype(np.float32) / maximum, box
+        return
+    boxes = ndimage.find_objects(array)
+    for attributes in group:
+        value = int(attributes["labelID"])
+        box = boxes[value - 1] if value <= len(boxes) else None
+        if box is not None:
+            yield int(attributes["SegmentLabel"]), array[box] == value, box

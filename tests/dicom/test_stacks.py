@@ -176,6 +176,20 @@ def test_a_frame_far_from_the_scan_is_said(tmp_path):
     assert any("lies outside the scan with 16.7%" in note for note in reference.notes)
 
 
+@pytest.mark.parametrize("far_mm", [3e6, 3e30])
+def test_a_frame_in_another_country_is_refused(tmp_path, far_mm):
+    hounsfield, label = bones(SIZE)
+    places = stacked(POSITIONS["HFS"], np.arange(SIZE[2]) * STEP_MM, (0, 0))
+    dataset = write_seg(
+        tmp_path / "seg.dcm", label, write_slices(tmp_path / "ct", hounsfield, places)
+    )
+    frame = dataset.PerFrameFunctionalGroupsSequence[0].PlanePositionSequence[0]
+    frame.ImagePositionPatient = [*frame.ImagePositionPatient[:2], f"{far_mm:g}"]
+    dataset.save_as(tmp_path / "seg.dcm")
+    with pytest.raises(ValueError, match="mm apart"):
+        read(tmp_path)
+
+
 def test_narrow_gaps_do_not_multiply_the_slices(tmp_path):
     hounsfield, _ = bones(SIZE)
     heights = np.cumsum([0, 8, 8, 8, 8, 8, 8, 0.2, 0.2, 0.2, 0.2, 8])

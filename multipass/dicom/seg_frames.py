@@ -27,8 +27,6 @@ ROUNDED_MM = 0.01
 ASIDE_PIXELS = 0.1
 # Of a whole body with a wide margin: dcmqi makes an image of all slices between two frames.
 LONGEST_MM, MOST_SLICES = 5000.0, 10000
-# Where no two neighbouring slices have a frame, the spacing is a part of the smallest gap.
-MOST_PARTS = 4
 
 
 @dataclass(frozen=True)
@@ -167,17 +165,15 @@ def _on_own_lattice(
 
 
 def _even_spacing(heights: np.ndarray, gaps: np.ndarray) -> float:
-    """The largest spacing that all heights are multiples of."""
-    for parts in range(1, MOST_PARTS + 1):
-        spacing = gaps.min() / parts
-        count = np.rint(heights.max() / spacing)
-        spacing = heights.max() / count
-        if np.abs(heights / spacing - np.rint(heights / spacing)).max() <= PLACE_TOLERANCE:
-            return float(spacing)
-    raise ValueError(
-        "the segmentation's frames do not lie on evenly spaced slices (from "
-        f"{gaps.min():.4g} to {gaps.max():.4g} mm apart), nor on those of the CT"
-    )
+    """The usual gap, which all heights are multiples of: empty frames are left out."""
+    spacing = heights.max() / np.rint(heights.max() / np.median(gaps))
+    at = heights / spacing
+    if np.abs(at - np.rint(at)).max() > PLACE_TOLERANCE:
+        raise ValueError(
+            "the segmentation's frames do not lie on evenly spaced slices (from "
+            f"{gaps.min():.4g} to {gaps.max():.4g} mm apart), nor on those of the CT"
+        )
+    return float(spacing)
 
 
 def _segments(dataset: Dataset, frames: Sequence[Dataset], shared: Dataset) -> list[int]:

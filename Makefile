@@ -29,7 +29,7 @@ demo: venv/.installed
 	$(RUN) -m multipass.phantom --output $(DEMO)/test_data --patients 3 --seed 2 --matrix 256 --jobs 2
 	$(RUN) processing.py --input $(DEMO)/ctpel --output $(DEMO)/processed_files
 	$(RUN) training.py --data $(DEMO)/processed_files/complete_dataset.pkl --dicom $(DEMO)/ctpel \
-	    --output $(DEMO) --minutes 7.5 --steps-per-epoch 40 --augmentation 0.3 --resume
+	    --output $(DEMO) --passes 2 --minutes 7.5 --steps-per-epoch 40 --augmentation 0.3 --resume
 	$(RUN) inference_pipeline/run_inference.py --input $(DEMO)/test_data \
 	    --output $(DEMO)/inference_results --model $(DEMO)/best_model.pth
 	@echo "The same patients by the network that ships:"
@@ -39,7 +39,7 @@ demo: venv/.installed
 # Three patients train, one validates, six others are segmented; both trainings take six minutes.
 FEW := $(DEMO)/few
 FEW_TRAINING := training.py --data $(FEW)/processed_files/complete_dataset.pkl --dicom $(FEW)/ctpel \
-    --folds 4 --minutes 6 --steps-per-epoch 30 --augmentation 0.3 --resume
+    --folds 4 --passes 2 --minutes 6 --steps-per-epoch 30 --augmentation 0.3 --resume
 FEW_INFERENCE := inference_pipeline/run_inference.py --input $(FEW)/test_data
 
 finetune: venv/.installed
@@ -55,7 +55,8 @@ finetune: venv/.installed
 	@echo "As it ships:"
 	$(RUN) $(FEW_INFERENCE) --output $(FEW)/shipped_results
 
-# From a folder of real bone surfaces (docs/data.md) to a network; started again, it goes on.
+# From a folder of real bone surfaces (docs/data.md) to a network, without DICOM; started again, it
+# goes on.
 RECIPE := recipe
 
 anatomy-named:
@@ -63,12 +64,11 @@ anatomy-named:
 
 recipe: anatomy-named venv/.installed
 	$(BIN)/pip install --quiet --disable-pip-version-check -r requirements-anatomy.txt
-	$(RUN) -m multipass.phantom --anatomy $(ANATOMY) --part train --size mixed --patients 240 \
-	    --seed 7000 --matrix 256 --output $(RECIPE)/cohort --jobs 2
-	$(RUN) processing.py --input $(RECIPE)/cohort --output $(RECIPE)/files
-	$(RUN) training.py --data $(RECIPE)/files --dicom $(RECIPE)/cohort --output $(RECIPE) \
+	$(RUN) -m multipass.phantom --files --anatomy $(ANATOMY) --part train --size any \
+	    --patients 240 --seed 9000 --matrix 320 --output $(RECIPE)/files --jobs 2
+	$(RUN) training.py --data $(RECIPE)/files --output $(RECIPE) \
 	    --epochs 32 --steps-per-epoch 250 --coarse 0.4 --augmentation 0.3 \
-	    --ema 0.995 --folds 40 --resume
+	    --ema 0.995 --folds 24 --resume
 
 # Two tests at a time, one thread each.
 PYTEST := OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(RUN) -m pytest -n 2

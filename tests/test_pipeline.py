@@ -42,7 +42,7 @@ def test_processing_training_and_inference_on_dicom(cohort_dir, tmp_path):
     trained = run(
         "training.py", "--data", dataset_path, "--output", tmp_path, "--epochs", 2,
         "--steps-per-epoch", 3, "--filters", 8, 16, 16, 16, "--folds", 3, "--name", "one",
-        "--dicom", cohort_dir, cwd=tmp_path,
+        "--passes", 2, "--dicom", cohort_dir, cwd=tmp_path,
     )  # fmt: skip
     model_path = tmp_path / "best_model.pth"
     assert "best_model.pth: Dice" in trained.stdout

@@ -32,7 +32,8 @@ from multipass.structures import PELVIS
 from multipass.training.loss import hard_dice, soft_loss, with_background
 
 ROOT = Path(__file__).resolve().parents[2]
-SMALL = "--filters 4 4 8 8 --folds 3 --steps-per-epoch 1 --lr 0.01 --passes 2".split()
+SMALL = ["--filters", "4", "4", "8", "8", "--folds", "3", "--steps-per-epoch", "1", "--lr", "0.01"]
+SMALL += ["--passes", "2"]
 
 
 @pytest.fixture(scope="module")

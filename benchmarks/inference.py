@@ -45,6 +45,7 @@ from multipass.dicom.seg_reader import read_reference  # noqa: E402
 from multipass.dicom.series import find  # noqa: E402
 from multipass.geometry.volume import Grid, Volume, ints3, resample  # noqa: E402
 from multipass.geometry.windows import HU_RANGE, close_windows, pelvis_box  # noqa: E402
+from multipass.model import passes  # noqa: E402
 from multipass.model.checkpoint import Model, load  # noqa: E402
 from multipass.model.maps import ClassMaps, PassResult  # noqa: E402
 from multipass.model.network import BLOCK, MultiPassUNet, transfer  # noqa: E402
@@ -99,9 +100,9 @@ def measure(folder: Path, with_reference: bool, count: int) -> dict[str, Any]:
     structures = pieces(count)
     network = knowing_network(count)
     model = Model(network, structures, HU_RANGE, ("scan", "pelvis"), {}, "0" * 64)
-    script.load_model = lambda path: model
+    script.load_model = lambda path, device: model
     replaced = {"seconds": 0.0, "peak_mb": None}
-    script.passes.segment = perfect(script.passes.segment, patient / "im_3", count, replaced)
+    passes.segment = perfect(passes.segment, patient / "im_3", count, replaced)
     with tempfile.TemporaryDirectory() as output:
         script.main(script.Options(prepared, Path(output), quiet=True))
         report = json.loads(next(Path(output).glob("*/report.json")).read_text())

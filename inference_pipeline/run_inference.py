@@ -14,13 +14,12 @@ show all cases in OUTPUT. The exit code is 0 only if every case was segmented an
 from __future__ import annotations
 
 import logging
-import math
 import os
 import signal
 import sys
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
-from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -35,7 +34,6 @@ from multipass.terminal import (  # noqa: E402
     command_line,
     limit_threads,
     one_sentence,
-    printable,
     settle_streams,
     short,
 )
@@ -92,33 +90,23 @@ if __name__ == "__main__":
     OPTIONS = command_line(Options, __doc__, "--input")
     limit_threads(OPTIONS.threads)
 
-import torch  # noqa: E402
 from tqdm import tqdm  # noqa: E402
 
+from multipass import api  # noqa: E402
 from multipass.data.case import Case  # noqa: E402
 from multipass.data.scans import find_cases  # noqa: E402
-from multipass.evaluation.scoring import Scored, score  # noqa: E402
-from multipass.files import claimed, code_sha256, sha256_of  # noqa: E402
-from multipass.model import checkpoint, passes  # noqa: E402
-from multipass.model.maps import bone_labels  # noqa: E402
+from multipass.evaluation.scoring import score  # noqa: E402
+from multipass.files import claimed, sha256_of  # noqa: E402
+from multipass.model.checkpoint import Model  # noqa: E402
 from multipass.model.mirrored import with_mirroring  # noqa: E402
-from multipass.results import findings  # noqa: E402
-from multipass.results.case_folder import write_report  # noqa: E402
 from multipass.results.output_folder import OutputFolder, check_folders, log_file  # noqa: E402
 from multipass.results.page import CASE_PAGE, write_viewer  # noqa: E402
-from multipass.results.products import (  # noqa: E402
-    Segmented,
-    Wanted,
-    attempt,
-    page_of,
-    products_of,
-    write_products,
-)
+from multipass.results.products import Wanted, page_of, products_of, write_case  # noqa: E402
 from multipass.results.summary import Outcome  # noqa: E402
 from multipass.results.timing import Stages  # noqa: E402
 from multipass.results.viewer import VIEWER_NAME  # noqa: E402
 from multipass.structures import read_rules  # noqa: E402
-from processing import Scan, own_grid_labels, read_scan  # noqa: E402
+from processing import Scan, read_scan  # noqa: E402
 
 log = logging.getLogger("run_inference")
 
@@ -132,7 +120,7 @@ def main(options: Options) -> int:
 
 def segment_folder(options: Options) -> int:
     """Finds the cases, segments them and says what became of them; returns the exit code."""
-    model = load_model(options.model, passes.chosen_device(options.device))
+    model = load_model(options.model, options.device)
     print(introduction(options.model, model))
     if options.tta:
         model = with_mirroring(model)
@@ -159,22 +147,24 @@ def segment_folder(options: Options) -> int:
 
 def check_options(options: Options) -> None:
     """Raise ValueError for what cannot work, before anything is read or written."""
-    if options.passes is not None and options.passes < 1:
-        raise ValueError(f"--passes {options.passes}: at least one pass is needed")
-    if not 1.0 <= options.part_voxel_mm <= 10.0:
-        raise ValueError(f"--part-voxel-mm {options.part_voxel_mm}: 1 to 10 mm are possible")
+    settings_of(options)
     if not options.format:
         raise ValueError("--format: name nifti, seg or both")
-    if not 0 <= options.least_part_mm3 < math.inf:
-        raise ValueError(f"--least-part-mm3 {options.least_part_mm3}: 0 or more is needed")
     read_rules(options.structures)
 
 
-def load_model(path: Path, device: torch.device) -> checkpoint.Model:
+def settings_of(options: Options) -> api.Settings:
+    return api.Settings(
+        options.passes, options.part_voxel_mm, options.least_part_mm3, options.probabilities,
+        options.tta,
+    )  # fmt: skip
+
+
+def load_model(path: Path, device: str) -> Model:
     """The network on a device.
 
     Raises:
-        ValueError: there is no checkpoint, or it is not one of ours.
+        ValueError: there is no such device or checkpoint, or it is not one of ours.
     """
     if not path.is_file():
         trained = f"; one that you trained lies at {OWN_MODEL}" if OWN_MODEL.is_file() else ""
@@ -182,10 +172,10 @@ def load_model(path: Path, device: torch.device) -> checkpoint.Model:
             f"no network at {path}: `make demo` trains one on synthetic scans, python training.py "
             f"on yours; then pass --model{trained}"
         )
-    return checkpoint.load(path, device)
+    return api.load_model(path, device)
 
 
-def introduction(path: Path, model: checkpoint.Model) -> str:
+def introduction(path: Path, model: Model) -> str:
     trained_on = model.info.get("trained_on") or {}
     if isinstance(trained_on, dict):
         count = trained_on.get("patients", "an unknown number of")
@@ -199,7 +189,7 @@ def introduction(path: Path, model: checkpoint.Model) -> str:
 
 def segment_all(
     cases: list[Case],
-    model: checkpoint.Model,
+    model: Model,
     options: Options,
     output: OutputFolder,
     outcome: Outcome,
@@ -226,7 +216,7 @@ def segment_all(
 
 def segment_case(
     case: Case,
-    model: checkpoint.Model,
+    model: Model,
     options: Options,
     output: OutputFolder,
     stages: Stages,
@@ -248,94 +238,52 @@ def segment_case(
         scan = read_scan(case)
     if "nifti" not in options.format and not scan.slices:
         raise ValueError("--format seg is for DICOM, and this is none: add nifti")
-    done, structures, scored = look(case, scan, model, options, stages)
+    result = look(case, scan, model, options, stages)
     meshes = "" if options.meshes == "none" else options.meshes
-    products = products_of(done, Wanted(options.format, options.probabilities, meshes))
+    products = products_of(result.segmented, Wanted(options.format, options.probabilities, meshes))
     wanted = [*products, *([CASE_PAGE] if options.page else [])]
     with output.renewed(case, content, wanted) as (folder, kept):
-        problems = [scored.problem] if scored.problem else []
-        problems += write_products(folder, products, stages)
-        report = {
-            "case": case.name,
-            "identity": identity,
-            "input": case.source,
-            "series_uid": case.series_uid,
-            "date": datetime.now().astimezone().isoformat(timespec="seconds"),
-            "model": {"path": options.model, **model.info},
-            "grid": vars(scan.grid),
-            "is_oblique": scan.is_oblique,
-            "structures": structures,
-            "flags": [*done.flags, *kept],
-            "scores": scored.rows,
-            "problems": problems,
-            "stages": stages.taken,
-            "seconds": stages.seconds,
-            "versions": checkpoint.versions(),
-        }
-        if options.page:
-            with stages.stage(CASE_PAGE):
-                page = page_of(done, report, has_viewer(options))
-                problems += attempt(folder / CASE_PAGE, page)
-            report["seconds"] = stages.seconds
-        return write_report(folder, report, wanted)
+        facts = {**result.facts, "case": case.name, "identity": identity}
+        facts |= {"structures": result.structures, "flags": [*result.flags, *kept]}
+        page = partial(page_of, result.segmented, with_viewer=has_viewer(options))
+        return write_case(folder, products, facts, stages, page if options.page else None)
 
 
 def has_viewer(options: Options) -> bool:
     return (options.output / VIEWER_NAME).exists()
 
 
-def look(
-    case: Case, scan: Scan, model: checkpoint.Model, options: Options, stages: Stages
-) -> tuple[Segmented, list[dict[str, Any]], Scored]:
-    """The masks, the rows of `findings.describe` and the scores.
-
-    What the passes found is let go at the end, unless it is to be written: 2.4 MB a structure, pass
-    and window that no later stage needs.
-    """
-    with stages.stage("passes"):
-        results = passes.segment(
-            model, scan.upright, options.passes, part_voxel_mm=options.part_voxel_mm
-        )
-    with stages.stage("way back"):
-        least_mm3 = options.least_part_mm3
-        labels = bone_labels(results[-1], scan.upright.grid, least_mm3)
-        mask = own_grid_labels(results[-1], scan.grid, labels, least_mm3)
-    with stages.stage("findings"):
-        structures = findings.describe(labels, scan.upright, results, model.structures, scan.view)
-        flags = [printable(note) for note in (*case.notes, *scan.notes)]
-        if scan.is_resampled:
-            flags.append("mask and SEG lie on the grid of ct.nii.gz beside them")
-        flags += findings.flags_of(structures, model.structures, results)
+def look(case: Case, scan: Scan, model: Model, options: Options, stages: Stages) -> api.Result:
+    """The result, with scores where a reference lies beside the scan."""
+    scan = replace(scan, notes=(*case.notes, *scan.notes))
+    result, found = api.look(case.name, scan, model, settings_of(options), stages)
     with stages.stage("scores"):
-        volumes_ml = [row["visible_ml"] for row in structures]
-        compared = case, scan, mask, results, model.structures, volumes_ml
+        volumes_ml = [row["visible_ml"] for row in result.structures]
+        compared = case, scan, result.array, found, model.structures, volumes_ml
         rules = read_rules(options.structures)
-        scored = score(*compared, rules, least_part_mm3=least_mm3)
-    kept = results[-1] if options.probabilities else None
-    done = Segmented(
-        case.name, scan.upright, labels, scan.grid, mask, scan.slices, model.structures,
-        kept, scored.reference, flags, scan.is_resampled,
-    )  # fmt: skip
-    return done, structures, scored
+        scored = score(*compared, rules, least_part_mm3=options.least_part_mm3)
+    facts = {
+        **result.facts,
+        "input": case.source,
+        "series_uid": case.series_uid,
+        "model": {"path": options.model, **model.info},
+        "scores": scored.rows,
+        "problems": [scored.problem] if scored.problem else [],
+    }
+    segmented = replace(result.segmented, reference=scored.reference)
+    return replace(result, facts=facts, segmented=segmented)
 
 
-def identity_of(case: Case, model: checkpoint.Model, options: Options) -> dict[str, Any]:
+def identity_of(case: Case, model: Model, options: Options) -> dict[str, Any]:
     """What a finished result depends on."""
     references = case.reference_files
     names = [options.structures] if options.structures else []
     return {
-        "input_sha256": sha256_of(case.files),
+        **settings_of(options).identity(model, sha256_of(case.files)),
         "reference_sha256": sha256_of([*references, *names]) if references else None,
-        "model_sha256": model.sha256,
-        "passes": options.passes or len(model.windows),
-        "part_voxel_mm": options.part_voxel_mm,
-        "tta": options.tta,
         "format": sorted(set(options.format)),
-        "probabilities": options.probabilities,
         "meshes": options.meshes,
         "page": options.page and ("viewer" if has_viewer(options) else "picture"),
-        "least_part_mm3": options.least_part_mm3,
-        "code_sha256": code_sha256(),
     }
 
 

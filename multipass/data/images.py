@@ -11,13 +11,13 @@ import math
 import re
 import zlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import SimpleITK as sitk
 
-from multipass.data.nifti import CHUNK_BYTES, NO_SIDES, read_nifti
+from multipass.data.nifti import CHUNK_BYTES, NO_SIDES, RAS_TO_LPS, read_nifti
 from multipass.files import in_utf8
 from multipass.geometry.lattices import is_place
 from multipass.geometry.volume import grid_of
@@ -74,17 +74,50 @@ def read_image(path: Path) -> Image:
             raise
         reason = str(error).strip().splitlines()[-1]
         raise ValueError(f"{path.name}: cannot be read ({reason})") from None
+    read = from_sitk_image(image, path.name)
+    return read if _names_sides(path, read.fields) else replace(read, notes=(NO_SIDES,))
+
+
+def from_sitk_image(image: sitk.Image, name: str) -> Image:
+    """A SimpleITK image of one scalar volume, called `name` in errors.
+
+    Raises:
+        ValueError: it is none, or its voxels have no place.
+    """
     if image.GetDimension() == 4 and image.GetSize()[3] == 1:
         image = image[:, :, :, 0]
     if image.GetDimension() != 3 or image.GetNumberOfComponentsPerPixel() != 1:
-        raise ValueError(f"{path.name}: {image.GetSize()}, one scalar 3D image is needed")
+        raise ValueError(f"{name}: {image.GetSize()}, one scalar 3D image is needed")
     affine = grid_of(image).affine
-    if not is_place(affine):
-        raise ValueError(f"{path.name}: its header gives voxels no place and no size")
     fields = {key: image.GetMetaData(key) for key in image.GetMetaDataKeys() if key.isascii()}
-    notes = [] if _names_sides(path, fields) else [NO_SIDES]
-    array = sitk.GetArrayFromImage(image).T
-    return Image(array, affine, fields, tuple(notes))
+    return _checked(Image(sitk.GetArrayFromImage(image).T, affine, fields), name)
+
+
+def from_ras(array: np.ndarray, affine: np.ndarray, name: str) -> Image:
+    """Voxels as nibabel gives them, called `name` in errors.
+
+    Args:
+        array: (X, Y, Z).
+        affine: (4, 4) from voxel indices to RAS mm: x grows to the patient's right, y to the front.
+
+    Raises:
+        ValueError: they are no scalar volume, or have no place.
+    """
+    array, affine = np.asarray(array), np.asarray(affine)
+    if array.ndim != 3 or not array.size:
+        raise ValueError(f"{name}: {array.shape}, one scalar 3D image is needed")
+    is_affine = affine.shape == (4, 4) and affine.dtype.kind in "iuf"
+    if not (is_affine and (affine[3] == (0, 0, 0, 1)).all()):
+        raise ValueError(f"{name}: its affine is no 4 x 4 matrix that ends with 0, 0, 0, 1")
+    return _checked(Image(array, RAS_TO_LPS @ affine, {}), name)
+
+
+def _checked(image: Image, name: str) -> Image:
+    if not is_place(image.affine):
+        raise ValueError(f"{name}: its affine gives voxels no place and no size")
+    if image.array.dtype.kind not in "biuf":
+        raise ValueError(f"{name}: voxels of type {image.array.dtype}, real numbers are needed")
+    return image
 
 
 def detached(path: Path) -> list[Path]:

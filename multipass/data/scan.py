@@ -6,13 +6,12 @@ A scan keeps its own grid, whatever its orientation; the passes run on its uprig
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from multipass.data import patient_files
 from multipass.data.case import Case
-from multipass.data.images import distinct_whole, read_image
+from multipass.data.images import Image, distinct_whole, read_image
 from multipass.data.levels import KEPT_HU, Level
 from multipass.dicom import hounsfield, series
 from multipass.dicom.ct import CT, read_ct
@@ -90,21 +89,25 @@ def read_scan(case: Case) -> Scan:
         return Scan(grid, volume, ct.slices, ct.notes, ct, ct.view)
     if case.path.suffix.lower() == ".pkl":
         return _scan_of_patient(patient_files.read_patient(case.path))
-    return _scan_of_image(case.path)
+    return scan_of(read_image(case.path), case.path.name)
 
 
-def _scan_of_image(path: Path) -> Scan:
-    image = read_image(path)
+def scan_of(image: Image, name: str) -> Scan:
+    """The scan in HU of an image's voxels, called `name` in errors.
+
+    Raises:
+        ValueError: it is too thin, or a label map.
+    """
     size = ints3(image.array.shape)
     if min(size) < series.MIN_SLICES:
-        raise ValueError(f"{path.name}: {size} voxels, at least 3 along each axis")
+        raise ValueError(f"{name}: {size} voxels, at least 3 along each axis")
     labels = distinct_whole(image.array, MOST_LABELS)
     if labels:
         raise ValueError(
-            f"{path.name}: looks like a label map, {len(labels)} whole numbers from {labels[0]} to "
+            f"{name}: looks like a label map, {len(labels)} whole numbers from {labels[0]} to "
             f"{labels[-1]}; a reference is called as its scan with _seg behind it"
         )
-    values, unknown = _hounsfield(image.array, path)
+    values, unknown = _hounsfield(image.array, name)
     notes = [*image.notes, *unknown, *hounsfield.implausible(values)]
     grid = nearest_grid(image.affine, size)
     if grid is not None:
@@ -119,7 +122,7 @@ def _scan_of_image(path: Path) -> Scan:
     return Scan(resampled.grid, resampled, notes=tuple(notes), view=view, sheared=lattice)
 
 
-def _hounsfield(array: np.ndarray, path: Path) -> tuple[np.ndarray, list[str]]:
+def _hounsfield(array: np.ndarray, name: str) -> tuple[np.ndarray, list[str]]:
     """int16 HU, and a note where voxels hold no number: they are read as air, since programs fill
     with NaN what no scanner saw."""
     notes = []
@@ -127,7 +130,7 @@ def _hounsfield(array: np.ndarray, path: Path) -> tuple[np.ndarray, list[str]]:
         is_number = np.isfinite(array)
         part = 1 - float(is_number.mean())
         if part == 1:
-            raise ValueError(f"{path.name}: holds no number")
+            raise ValueError(f"{name}: holds no number")
         if part:
             array = np.where(is_number, array, AIR_HU)
             notes = [f"{part:.1%} of its voxels hold no number, read as air"]

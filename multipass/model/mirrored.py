@@ -40,6 +40,6 @@ def with_mirroring(model: Model) -> Model:
         ValueError: a structure of one side would be looked for on both.
     """
     if not has_both_sides(model.structures):
-        raise ValueError("--tta: this network knows a structure on one side only")
+        raise ValueError("tta: this network knows a structure on one side only")
     mirrored: Any = Mirrored(model.network, model.structures).eval()
     return replace(model, network=mirrored)

@@ -60,10 +60,10 @@ def chosen_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if count else "cpu")
     if not re.fullmatch(r"cpu|cuda(:\d+)?", name):
-        raise ValueError(f"--device {name}: auto, cpu, cuda or cuda:N with a number N is needed")
+        raise ValueError(f"device {name}: auto, cpu, cuda or cuda:N with a number N is needed")
     device = torch.device(name)
     if device.type == "cuda" and (device.index or 0) >= count:
-        raise ValueError(f"--device {name}: {count} CUDA devices are found here; cpu always works")
+        raise ValueError(f"device {name}: {count} CUDA devices are found here; cpu always works")
     return device
 
 

@@ -6,14 +6,15 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import SimpleITK as sitk
 
-from multipass.files import replacing, sha256_of
+from multipass.files import replacing, replacing_folder, sha256_of
 from multipass.geometry.volume import SAME_PLACE_MM, Grid, Volume, from_sitk, to_sitk
 from multipass.terminal import printable
 
@@ -53,6 +54,40 @@ def write_image(path: Path, image: sitk.Image) -> sitk.Image:
     if not np.array_equal(sitk.GetArrayViewFromImage(written), sitk.GetArrayViewFromImage(image)):
         raise ValueError("what was read back differs from what was written; disk full?")
     return written
+
+
+@contextmanager
+def renewed(folder: Path, wanted: Sequence[str]) -> Iterator[tuple[Path, list[str]]]:
+    """A temporary folder that takes the place of a case's when the block ends without an error.
+    What this program did not write stays in it.
+
+    Yields:
+        The folder, and sentences on what was kept.
+
+    Raises:
+        ValueError: the folder holds something else, or has a name that ITK cannot take.
+    """
+    check_utf8("the folder", folder.absolute())
+    report = read_report(folder)
+    if report is None and folder.exists() and not (folder.is_dir() and _is_empty(folder)):
+        raise ValueError(left_alone(folder))
+    with replacing_folder(folder) as temporary:
+        hold_room(temporary)
+        yield temporary, keep_others(folder, temporary, report, wanted)
+
+
+def check_utf8(what: str, path: Path) -> None:
+    """Raise ValueError for a name that is not UTF-8, at which ITK ends the process."""
+    if printable(path) != str(path):
+        raise ValueError(f"{what} {printable(path)}: the name is not UTF-8, give another one")
+
+
+def left_alone(folder: Path) -> str:
+    return f"{folder} holds no {REPORT_NAME} of this program and is left alone"
+
+
+def _is_empty(folder: Path) -> bool:
+    return not any(folder.iterdir())
 
 
 def hold_room(folder: Path) -> None:

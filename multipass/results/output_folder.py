@@ -12,25 +12,25 @@ from typing import Any
 from multipass.data.case import RESERVED_NAMES, Case
 from multipass.files import replacing_folder
 from multipass.results.case_folder import (
-    REPORT_NAME,
+    check_utf8,
     hold_room,
     is_finished,
     keep_others,
+    left_alone,
     read_report,
 )
 from multipass.terminal import printable
 
 
 def check_folders(source: Path, output: Path) -> None:
-    """Results among the scans would be taken for scans and references by the next run; ITK ends the
-    process at a name that is not UTF-8.
+    """Results among the scans would be taken for scans and references by the next run.
 
     Raises:
-        ValueError: the output folder is the input folder or lies in it; or such a name.
+        ValueError: the output folder is the input folder or lies in it; or a name that is
+            not UTF-8.
     """
     for name, folder in (("--output", output.absolute()), ("TMPDIR", Path(gettempdir()))):
-        if printable(folder) != str(folder):
-            raise ValueError(f"{name} {printable(folder)}: the name is not UTF-8, give another one")
+        check_utf8(name, folder)
     source, output = source.resolve(), output.resolve()
     if source.is_dir() and (output == source or source in output.parents):
         raise ValueError(f"--output {output} lies in --input {source}: name a folder outside of it")
@@ -82,10 +82,7 @@ class OutputFolder:
         """Raise ValueError if results cannot go there."""
         folder = self.path / name
         if folder.exists() and name not in self.reports:
-            raise ValueError(
-                f"{folder} holds no {REPORT_NAME} of this program and is left alone: move it, or "
-                "give another --output"
-            )
+            raise ValueError(f"{left_alone(folder)}: move it, or give another --output")
 
     @contextmanager
     def renewed(

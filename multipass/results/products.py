@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,10 +21,11 @@ from multipass.dicom.slices import Slice
 from multipass.geometry.meshes import mesh_of, write_mesh
 from multipass.geometry.volume import Grid, Volume, from_upright, to_sitk
 from multipass.geometry.windows import stacked_grid
+from multipass.model.checkpoint import versions
 from multipass.model.maps import PassResult
 from multipass.model.passes import context_of
-from multipass.results.case_folder import as_json, write_image, write_mask
-from multipass.results.page import write_case_page
+from multipass.results.case_folder import as_json, write_image, write_mask, write_report
+from multipass.results.page import CASE_PAGE, write_case_page
 from multipass.results.pictures import overlay
 from multipass.results.timing import Stages
 from multipass.results.viewer import page_data
@@ -95,6 +97,39 @@ def products_of(case: Segmented, wanted: Wanted) -> dict[str, Write]:
     return products
 
 
+def write_case(
+    folder: Path,
+    products: Mapping[str, Write],
+    facts: Mapping[str, Any],
+    stages: Stages,
+    page: Callable[[dict[str, Any]], Write] | None = None,
+) -> dict[str, Any]:
+    """Writes a case's files, report.json last.
+
+    Args:
+        facts: the report's entries, without the files' and those of time.
+        page: from the report to what writes the case's page, if there shall be one.
+
+    Returns:
+        The report; its 'problems' are those of `facts` and of what could not be written.
+    """
+    problems = [*facts["problems"], *write_products(folder, products, stages)]
+    report = {
+        **facts,
+        "date": datetime.now().astimezone().isoformat(timespec="seconds"),
+        "problems": problems,
+        "stages": stages.taken,
+        "seconds": stages.seconds,
+        "versions": versions(),
+    }
+    if page is None:
+        return write_report(folder, report, list(products))
+    with stages.stage(CASE_PAGE):
+        problems += attempt(folder / CASE_PAGE, page(report))
+    report["seconds"] = stages.seconds
+    return write_report(folder, report, [*products, CASE_PAGE])
+
+
 def write_products(folder: Path, products: Mapping[str, Write], stages: Stages) -> list[str]:
     """Writes the files, seg.dcm beside the others, since dcmqi is a process of its own; the stage
     'seg.dcm' is what it takes longer than they do.
@@ -138,12 +173,17 @@ def page_of(case: Segmented, report: dict[str, Any], with_viewer: bool) -> Write
 
 
 def write_probabilities(path: Path, result: PassResult) -> None:
-    """The last pass's class probabilities, background first, on the grid of its windows: a NIfTI of
-    vectors."""
+    """`probability_maps` as a NIfTI of vectors."""
+    write_image(path, probability_maps(result))
+
+
+def probability_maps(result: PassResult) -> sitk.Image:
+    """A pass's class probabilities, background first, on the grid of its windows: an image of
+    float32 vectors."""
     grid = stacked_grid(result.windows)
     of_class = context_of(result, grid, torch.device("cpu"))
     maps = (of_class(c).numpy() for c in range(len(result.probabilities[0])))
-    write_image(path, sitk.Compose([to_sitk(Volume(one, grid)) for one in maps]))
+    return sitk.Compose([to_sitk(Volume(one, grid)) for one in maps])
 
 
 def _write_mesh(path: Path, case: Segmented, value: int) -> None:

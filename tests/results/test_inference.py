@@ -310,7 +310,7 @@ def test_an_interruption_keeps_finished_cases(script, tmp_path, monkeypatch, cap
     volume, _ = oracle.scene(oracle.scene_grid())
     for name in ("a", "b", "c"):
         write_image(tmp_path / "in" / f"{name}.nrrd", volume)
-    real, calls = script.passes.segment, []
+    real, calls = passes.segment, []
 
     def interrupted(*args, **options):
         calls.append(1)
@@ -318,7 +318,7 @@ def test_an_interruption_keeps_finished_cases(script, tmp_path, monkeypatch, cap
             raise KeyboardInterrupt
         return real(*args, **options)
 
-    monkeypatch.setattr(script.passes, "segment", interrupted)
+    monkeypatch.setattr(passes, "segment", interrupted)
     assert run(script, tmp_path) == 130
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
         "a",
@@ -336,8 +336,8 @@ def test_an_interruption_keeps_finished_cases(script, tmp_path, monkeypatch, cap
         (["--model", "nowhere.pth"], "no network at nowhere.pth"),
         (["--passes", "many"], "invalid"),
         (["--threads", "0"], "--threads 0: at least one"),
-        (["--device", "tpu"], "--device tpu: auto, cpu, cuda or cuda:N"),
-        (["--device", "cuda:99"], "--device cuda:99: "),
+        (["--device", "tpu"], "device tpu: auto, cpu, cuda or cuda:N"),
+        (["--device", "cuda:99"], "device cuda:99: "),
     ],
 )
 def test_the_command_line_fails_in_one_sentence(tmp_path, arguments, expected):

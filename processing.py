@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 import SimpleITK as sitk
 from tqdm import tqdm
@@ -37,7 +38,7 @@ from multipass.data.records import Record, fingerprint_of, withdrawn
 from multipass.files import claimed, replacing
 from multipass.results.pictures import SheetEntry, cohort_sheet, sheet_entry
 from multipass.structures import read_rules
-from multipass.terminal import command_line, one_sentence, settle_streams
+from multipass.terminal import command_line, one_sentence, settle_streams, short
 from multipass.workers import cluster, each_done, processes
 
 ROOT = Path(__file__).resolve().parent
@@ -52,9 +53,9 @@ REPORT_COLUMNS = (
 class Options:
     """DICOM CT and SEG to patient files."""
 
-    input: Path = ROOT / "ctpel"
+    input: Annotated[Path, short("-i")] = ROOT / "ctpel"
     """Folder of patients."""
-    output: Path = ROOT / "processed_files"
+    output: Annotated[Path, short("-o")] = ROOT / "processed_files"
     """Where the patient files go; made if it is missing."""
     jobs: int = field(default_factory=lambda: min(os.cpu_count() or 1, 8))
     """Patients processed at the same time; each takes up to 1.5 GB of memory."""

@@ -15,38 +15,24 @@ given what the one before found. The loss is taken on every pass.
 from __future__ import annotations
 
 import math
+import os
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-import numpy as np
-import torch
-from tqdm import tqdm
+# Threads that spin while they wait make a shared machine several times slower.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
-from multipass.data.cohort import Cohort
-from multipass.geometry.windows import COARSE_GRID_SIZE, GRID_SIZE, HU_RANGE
-from multipass.model import checkpoint
-from multipass.model.network import FILTERS, MultiPassUNet
-from multipass.model.passes import precision, run
-from multipass.structures import read_rules
-from multipass.terminal import command_line, is_out_of_memory, one_sentence, settle_streams
-from multipass.training.batches import Batch, Batches, Validation
-from multipass.training.beforehand import check_annotations, check_options
-from multipass.training.final_scores import final_scores
-from multipass.training.loss import hard_dice, soft_loss, without_extra
-from multipass.training.optimizer import Muon
-from multipass.training.processes import (
-    average_gradients,
-    claimed_by_first,
-    rank,
-    start_processes,
-    stop_processes,
-    world_size,
+from multipass.terminal import (  # noqa: E402
+    command_line,
+    is_out_of_memory,
+    limit_threads,
+    one_sentence,
+    settle_streams,
+    short,
 )
-from multipass.training.runlog import RunLog, preview
-from multipass.training.trainer import State, cosine, resume, start_from, validate
 
 ROOT = Path(__file__).resolve().parent
 MAX_GRADIENT_NORM = 1.0
@@ -63,13 +49,13 @@ SETTINGS = (
 class Options:
     """What a run depends on."""
 
-    data: Path = ROOT / "processed_files" / "complete_dataset.pkl"
+    data: Annotated[Path, short("-i")] = ROOT / "processed_files" / "complete_dataset.pkl"
     """complete_dataset.pkl, or the folder of patient files, which is then streamed"""
     dicom: Path = ROOT / "ctpel"
     """what processing.py read: the validation patients' scans, for the table at the end"""
     structures: Path | None = None
     """JSON file of a site's own segment names, if processing.py was given one"""
-    output: Path = ROOT
+    output: Annotated[Path, short("-o")] = ROOT
     """where best_model.pth, last.pth and runs/ go"""
     name: str = ""
     """of the run: runs/<name>/; date and time if not given"""
@@ -96,7 +82,12 @@ class Options:
     """strength; less of it fits sooner, which is what a run of minutes needs; 0: mirror alone"""
     ema: float = 0.999
     """decay of the weight average, which is what is validated and saved"""
-    filters: tuple[int, int, int, int] = FILTERS
+    filters: tuple[int, int, int, int] = (
+        32,
+        64,
+        128,
+        256,
+    )  # network.FILTERS, which would import torch too early
     """channels of the network's levels"""
     passes: int = 3
     """how often the network looks at a scan"""
@@ -108,6 +99,11 @@ class Options:
     """which part validates, 0 to folds - 1"""
     seed: int = 0
     """of weights, order and augmentation"""
+    device: str = "auto"
+    """cpu, cuda or cuda:N; auto takes CUDA where there is one, a device for each of torchrun's
+    processes"""
+    threads: int | None = None
+    """CPU threads at most, of each process; as many as there are cores by default"""
     resume: bool = False
     """go on from OUTPUT/last.pth if there is one"""
     init: Path | None = None
@@ -126,8 +122,41 @@ class Options:
         return ("scan", "pelvis", *["parts"] * (self.passes - 2))[: self.passes]
 
 
+if __name__ == "__main__":
+    # Before numpy and torch are imported: they count threads then, and help need not wait for them.
+    settle_streams()
+    OPTIONS = command_line(Options, __doc__, "--data")
+    limit_threads(OPTIONS.threads)
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from tqdm import tqdm  # noqa: E402
+
+from multipass.data.cohort import Cohort  # noqa: E402
+from multipass.geometry.windows import COARSE_GRID_SIZE, GRID_SIZE, HU_RANGE  # noqa: E402
+from multipass.model import checkpoint  # noqa: E402
+from multipass.model.network import MultiPassUNet  # noqa: E402
+from multipass.model.passes import precision, run  # noqa: E402
+from multipass.structures import read_rules  # noqa: E402
+from multipass.training.batches import Batch, Batches, Validation  # noqa: E402
+from multipass.training.beforehand import check_annotations, check_options  # noqa: E402
+from multipass.training.final_scores import final_scores  # noqa: E402
+from multipass.training.loss import hard_dice, soft_loss, without_extra  # noqa: E402
+from multipass.training.optimizer import Muon  # noqa: E402
+from multipass.training.processes import (  # noqa: E402
+    average_gradients,
+    claimed_by_first,
+    rank,
+    start_processes,
+    stop_processes,
+    world_size,
+)
+from multipass.training.runlog import RunLog, preview  # noqa: E402
+from multipass.training.trainer import State, cosine, resume, start_from, validate  # noqa: E402
+
+
 def main(options: Options) -> int:
-    device = start_processes()
+    device = start_processes(options.device)
     options = complete(options)
     with claimed_by_first(options.output):
         return train(options, device)
@@ -405,9 +434,8 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    settle_streams()
     try:
-        code = main(command_line(Options, __doc__, "--data"))
+        code = main(OPTIONS)
         stop_processes()
         sys.exit(code)
     except (ValueError, OSError, MemoryError, RuntimeError) as error:

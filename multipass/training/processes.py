@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from multipass.files import claimed
+from multipass.model.passes import chosen_device
 
 # Parameters of mallopt(3)
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
@@ -32,12 +33,22 @@ def keep_freed_memory() -> None:
             library.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def start_processes() -> torch.device:
-    """Joins the processes that torchrun started, if it did, and says where this one computes."""
+def start_processes(name: str = "auto") -> torch.device:
+    """Joins the processes that torchrun started, if it did, and says where this one computes.
+
+    Args:
+        name: see `chosen_device`; each process on CUDA takes its own device unless it is 'cuda:N'.
+
+    Raises:
+        ValueError: there is no such device, or several processes would share it.
+    """
     keep_freed_memory()
-    device = torch.device("cpu")
-    if torch.cuda.is_available():
-        device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    device = chosen_device(name)
+    if device.index is not None and int(os.environ.get("LOCAL_WORLD_SIZE", 1)) > 1:
+        raise ValueError(f"device {name}: one for all processes of torchrun; cuda gives each one")
+    if device.type == "cuda":
+        own = int(os.environ.get("LOCAL_RANK", 0)) if device.index is None else device.index
+        device = torch.device("cuda", own)
         torch.cuda.set_device(device)
     if "RANK" in os.environ and not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

@@ -22,7 +22,6 @@ import SimpleITK as sitk
 import torch
 from orientation import ORDERS, oriented
 
-from multipass import __version__
 from multipass.data.patient_files import write_patient
 from multipass.data.prepare import prepare_patient
 from multipass.files import claimed
@@ -346,20 +345,6 @@ def test_the_command_line_fails_in_one_sentence(tmp_path, arguments, expected):
     )
     assert done.returncode != 0
     assert expected in (done.stderr + done.stdout) and "Traceback" not in done.stderr
-
-
-@pytest.mark.parametrize("arguments", [["--help"], ["--version"]])
-def test_help_and_version_do_not_wait_for_torch(tmp_path, arguments):
-    code = (
-        "import runpy, sys\n"
-        f"sys.argv = [{str(SCRIPT)!r}, *{arguments!r}]\n"
-        "try:\n    runpy.run_path(sys.argv[0], run_name='__main__')\n"
-        "except SystemExit as end:\n    assert not end.code\n"
-        "assert not {'torch', 'numpy', 'SimpleITK'} & set(sys.modules)\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert (__version__ if arguments == ["--version"] else "--threads") in done.stdout
 
 
 def test_options_say_what_the_package_does(script):

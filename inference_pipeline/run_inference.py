@@ -276,15 +276,23 @@ def look(case: Case, scan: Scan, model: Model, options: Options, stages: Stages)
 
 def identity_of(case: Case, model: Model, options: Options) -> dict[str, Any]:
     """What a finished result depends on."""
-    references = case.reference_files
-    names = [options.structures] if options.structures else []
     return {
         **settings_of(options).identity(model, sha256_of(case.files)),
-        "reference_sha256": sha256_of([*references, *names]) if references else None,
+        "reference_sha256": reference_sha256(case, options),
         "format": sorted(set(options.format)),
         "meshes": options.meshes,
         "page": options.page and ("viewer" if has_viewer(options) else "picture"),
     }
+
+
+def reference_sha256(case: Case, options: Options) -> str | None:
+    """None where there is no reference; "" for one that cannot be read, which scoring will say."""
+    rules = [options.structures] if options.structures else []
+    try:
+        references = case.reference_files
+        return sha256_of([*references, *rules]) if references else None
+    except (OSError, ValueError):
+        return ""
 
 
 def stop(*_: object) -> None:

@@ -197,6 +197,7 @@ def claimed_otherwise(path: Path, facts: Mapping[str, object]) -> tuple[str, obj
 
 def files_below(root: Path, refused: Callable[[OSError], None] | None = None) -> list[Path]:
     """The files below a folder that are not hidden, in order; links to folders are followed once.
+    Pipes, sockets and devices are left out: reading them would wait for ever.
 
     Args:
         refused: is told of folders that cannot be listed.
@@ -210,7 +211,7 @@ def files_below(root: Path, refused: Callable[[OSError], None] | None = None) ->
         visited.add(os.path.realpath(folder))
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         files += [Path(folder) / name for name in sorted(names) if not name.startswith(".")]
-    return files
+    return [path for path in files if path.is_file() or not path.exists()]
 
 
 @contextlib.contextmanager

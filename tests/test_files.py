@@ -186,6 +186,14 @@ def test_links_to_folders_are_entered_once(tmp_path):
     assert files.files_below(root) == [root / "b", root / "link" / "a"]
 
 
+def test_what_is_no_file_is_never_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.nii.gz")
+    (tmp_path / "gone").symlink_to(tmp_path / "nothing")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        assert files.files_below(tmp_path) == [tmp_path / "gone"]
+
+
 def test_itk_reads_a_file_of_any_name(tmp_path):
     """In a process of its own, since ITK would end it."""
     code = (

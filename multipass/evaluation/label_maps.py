@@ -23,6 +23,8 @@ HIGHEST_VALUE = 65535
 # Of the distance between a left structure and its right partner: what is more along the body's axis
 # is no such pair, however the scan is cut.
 PARTNERS_ABOVE = 0.75
+# A whole adult pelvis is 230 to 310 mm from side to side, and one half of it at most 180 mm.
+WIDEST_HIP_BONE_MM = 210.0
 
 
 def read_label_map(
@@ -147,14 +149,19 @@ class _Place:
 
 def contradiction(upright: Volume, structures: Sequence[Structure]) -> str | None:
     """Why a label map cannot be of these structures in this order: a left one lies right of its
-    partner, the sacrum not between the hip bones, or a femur nearer to the midline than the hip
-    bone that holds its head. None where nothing speaks against it, however the scan is cut; nothing
-    is said of a patient who lies on the side.
+    partner, a hip bone is as wide as both, the sacrum not between the hip bones, or a femur nearer
+    to the midline than the hip bone that holds its head. None where nothing speaks against it,
+    however the scan is cut; nothing is said of a patient who lies on the side.
 
     Args:
         upright: 1 + k for the structure k, on an upright LPS grid.
     """
     places = _places(upright, structures)
+    for side in ("left", "right"):
+        hip = places.get((*HIP, side))
+        if hip and hip.left_mm - hip.right_mm > WIDEST_HIP_BONE_MM:
+            width_mm = hip.left_mm - hip.right_mm
+            return f"its {side} hip bone is {width_mm:.0f} mm from side to side, wide as both"
     for k, partner in enumerate(mirror_partners(structures)):
         here, there = (places.get(structures[n].key) for n in (k, partner))
         if structures[k].side != "left" or partner == k or not here or not there:

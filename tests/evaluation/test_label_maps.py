@@ -87,6 +87,12 @@ def test_what_contradicts_the_anatomy_is_named(truth):
     assert "left femur lies nearer to the midline" in sentence((4, 5, 3, 1, 2))
 
 
+@pytest.mark.parametrize("values", [(1, 1, 1, 1, 1), (1, 1, 2, 0, 0), (2, 2, 3, 4, 4)])
+def test_one_value_of_both_hip_bones_is_that_of_none(truth, values):
+    array = np.array([0, *values], np.uint8)[truth.array]
+    assert "wide as both" in (contradiction(Volume(array, truth.grid), PELVIS) or "")
+
+
 @pytest.mark.parametrize("axis", [0, 1, 2])
 @pytest.mark.parametrize("part", [0.25, 0.5, 0.75])
 @pytest.mark.parametrize("above", [True, False])

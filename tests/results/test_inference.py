@@ -202,6 +202,17 @@ def test_a_reference_that_is_no_label_map_is_named_and_not_used(script, tmp_path
     assert len(rows) == 5 and not any(row.get("dice") for row in rows)
 
 
+@pytest.mark.parametrize("broken", ["link", "folder"])
+def test_a_reference_that_cannot_be_opened_costs_the_score_alone(script, tmp_path, capsys, broken):
+    volume, _ = oracle.scene(oracle.scene_grid())
+    write_image(tmp_path / "in" / "scan.nrrd", volume)
+    path = tmp_path / "in" / "scan_seg.nii.gz"
+    path.symlink_to(tmp_path / "gone") if broken == "link" else path.mkdir()
+    assert run(script, tmp_path) == 1
+    assert "its reference was not used" in capsys.readouterr().err
+    assert (tmp_path / "out" / "scan" / "mask.nii.gz").exists()
+
+
 def test_as_many_passes_as_in_training(script, tmp_path, monkeypatch):
     volume, _ = oracle.scene(oracle.scene_grid())
     write_image(tmp_path / "in" / "scan.nrrd", volume)

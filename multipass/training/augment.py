@@ -17,7 +17,7 @@ from monai.transforms import Randomizable
 
 from multipass.data.cohort import Sample
 from multipass.data.levels import index_box, level_for
-from multipass.geometry.volume import Grid, ints3
+from multipass.geometry.volume import ints3
 from multipass.geometry.windows import MAX_SCAN_WINDOW_MM, close_windows, part_windows
 from multipass.training.field_of_view import FieldOfView, RandFieldOfView
 from multipass.training.shelf import Shelf
@@ -162,17 +162,16 @@ class RandPlacement(Randomizable):
         else:
             pelvis = np.stack([points.min(0) - MARGIN_MM, points.max(0) + MARGIN_MM])
             pelvis = np.clip(pelvis, seen[0], seen[1])
-        close = self._one_of(close_windows(pelvis), points, seen)
-        part = self._one_of(part_windows(pelvis), points, seen)
-        return {"scan": scan, "pelvis": close, "parts": part}
-
-    def _one_of(self, windows: list[Grid], points: np.ndarray, seen: np.ndarray) -> np.ndarray:
-        """A window that shows bone, if any does."""
-        boxes = [window.box_mm() for window in windows]
+        boxes = [window.box_mm() for window in part_windows(pelvis)]
         full = [b for b in boxes if ((points > b[0]) & (points < b[1])).all(axis=1).any()]
-        chosen = full or boxes
-        box = self._displaced(chosen[self.R.randint(len(chosen))], self.space.box_scale)
-        return np.clip(box, seen[0], seen[1])
+        part = (full or boxes)[self.R.randint(len(full or boxes))]
+        # The part's context comes from the windows over the pelvis that hold it.
+        close = max((w.box_mm() for w in close_windows(pelvis)), key=lambda b: _shared_mm(b, part))
+        found = {"scan": scan}
+        for window, box in (("pelvis", close), ("parts", part)):
+            box = self._displaced(box, self.space.box_scale)
+            found[window] = np.clip(box, seen[0], seen[1])
+        return found
 
     def _false_find(self, seen: np.ndarray) -> np.ndarray:
         """A box that a first pass might be wrong to find."""
@@ -195,6 +194,11 @@ class RandPlacement(Randomizable):
         middle, half = box.mean(0), (box[1] - box[0]) / 2 * self.R.uniform(*scales, 3)
         middle = middle + self.R.uniform(-1, 1, 3) * self.space.shift_mm
         return np.stack([middle - half, middle + half])
+
+
+def _shared_mm(box: np.ndarray, other: np.ndarray) -> float:
+    """How long two boxes lie side by side along the body."""
+    return float(min(box[1, 2], other[1, 2]) - max(box[0, 2], other[0, 2]))
 
 
 def _rotation(angles: np.ndarray) -> np.ndarray:

@@ -115,6 +115,27 @@ def test_stretches_of_a_tall_scan_are_drawn_with_and_without_bones(tmp_path):
     assert 6 < sum(shown) < 16
 
 
+def test_the_window_over_a_tall_pelvis_holds_most_of_the_part(tmp_path):
+    """Its map is the part's context."""
+    grid = Grid((60, 40, 180), (6.0, 6.0, 6.0), (-177.0, -117.0, -540.0))
+    volume, reference = scan(1, grid)
+    shaft = np.zeros(grid.size, np.float32)
+    shaft[42:46, 18:22, 20:150] = 1
+    segments = list(reference.segments)
+    segments[3] = replace(segments[3], mask=shaft)
+    tall = as_patient("Patient_01", volume, replace(reference, segments=tuple(segments)), {})
+    write_patient(tmp_path / "Patient_01.pkl", tall)
+    sample = Cohort(tmp_path).sample("Patient_01")
+    middles = set()
+    for seed in range(12):
+        boxes = placed(sample, STILL, seed).boxes
+        (low, high), part = boxes["pelvis"][:, 2], boxes["parts"][:, 2]
+        assert high - low <= 240 + 1e-6
+        assert min(high, part[1]) - max(low, part[0]) > 0.75 * (part[1] - part[0])
+        middles.add(round((low + high) / 2))
+    assert len(middles) > 1
+
+
 def test_windows_of_a_scan_without_bones_show_none(tmp_path):
     volume, reference = scan(1)
     nothing = [replace(s, mask=s.mask * 0, status="empty") for s in reference.segments]

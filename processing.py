@@ -24,6 +24,11 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated
 
+from multipass.interrupts import end_silently, raise_again
+
+if __name__ in ("__main__", "__mp_main__"):  # the script, and its workers
+    end_silently()
+
 import SimpleITK as sitk
 from tqdm import tqdm
 
@@ -111,10 +116,11 @@ def patient_folders(root: Path) -> list[Path]:
     folders = sorted(p for p in root.iterdir() if p.is_dir()) if root.is_dir() else []
     folders = [folder for folder in folders if not folder.name.startswith(".")]
     if not folders:
+        missing = "" if root.is_dir() else ", which is no folder"
         raise ValueError(
-            f"No patients in {root}: put them there as Patient_XX/im_1 (CT) and Patient_XX/im_3 "
-            "(SEG). The CTPEL collection is given out by AIDA Data Hub, doi 10.23698/aida/ctpel; "
-            "`make demo` needs no data."
+            f"No patients in {root}{missing}: put them there as Patient_XX/im_1 (CT) and "
+            "Patient_XX/im_3 (SEG). The CTPEL collection is given out by AIDA Data Hub, doi "
+            "10.23698/aida/ctpel; `make demo` needs no data."
         )
     names = Counter(map(patient_name, folders))
     if twice := [name for name, count in names.items() if count > 1]:
@@ -238,6 +244,7 @@ def sheet_entries(rows: list[dict], output: Path) -> Iterator[SheetEntry]:
 
 if __name__ == "__main__":
     settle_streams()
+    raise_again()
     try:
         sys.exit(main(command_line(Options, __doc__, "--input")))
     except (ValueError, OSError, MemoryError) as error:

@@ -22,6 +22,11 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+from multipass.interrupts import end_silently, raise_again
+
+if __name__ in ("__main__", "__mp_main__"):  # the script, and its workers
+    end_silently()
+
 # Threads that spin while they wait make a shared machine several times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -434,6 +439,7 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
+    raise_again()
     try:
         code = main(OPTIONS)
         stop_processes()

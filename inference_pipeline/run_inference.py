@@ -27,6 +27,11 @@ ROOT = Path(__file__).resolve().parent.parent
 # Appended: inserted in front it would hide this folder's processing.py behind the root's.
 sys.path.append(str(ROOT))
 
+from multipass.interrupts import end_silently, raise_again  # noqa: E402
+
+if __name__ in ("__main__", "__mp_main__"):  # the script, and its workers
+    end_silently()
+
 # Threads that spin while they wait make a shared machine several times slower.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
@@ -301,6 +306,7 @@ def stop(*_: object) -> None:
 
 
 if __name__ == "__main__":
+    raise_again()
     signal.signal(signal.SIGTERM, stop)
     try:
         sys.exit(main(OPTIONS))

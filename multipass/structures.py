@@ -54,9 +54,11 @@ class Structure:
 
     @property
     def key(self) -> Key:
+        """What identifies the structure: (scheme, value, side)."""
         return self.scheme, self.value, self.side
 
     def to_dict(self) -> dict:
+        """As plain types, for patient files, checkpoints and reports."""
         return {
             "name": self.name,
             "code": list(self.key),
@@ -66,6 +68,7 @@ class Structure:
 
     @classmethod
     def from_dict(cls, row: dict) -> Structure:
+        """Inverse of `to_dict`; raises KeyError, TypeError or ValueError for anything else."""
         scheme, value, side = row["code"]
         red, green, blue = row["colour"]
         return cls(row["name"], scheme, value, row["meaning"], side, (red, green, blue))

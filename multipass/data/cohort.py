@@ -109,6 +109,7 @@ class Cohort:
         return new
 
     def patient(self, patient_id: str) -> dict:
+        """The patient file's dict, read anew unless the cohort is held in memory."""
         if self._held:
             return self._held[patient_id]
         return read_patient(self._files[patient_id])
@@ -124,6 +125,7 @@ class Cohort:
 
     @property
     def mirror_allowed(self) -> bool:
+        """Whether every structure of one side has its partner on the other."""
         return has_both_sides(self.structures)
 
     def split(self, folds: int, fold: int) -> tuple[list[str], list[str]]:
@@ -150,6 +152,7 @@ class Cohort:
         return [i for i in self.ids if i not in validation], validation
 
     def sample(self, patient_id: str) -> Sample:
+        """One patient in the cohort's channels; its blocks stay packed."""
         patient = self.patient(patient_id)
         rows = patient["structures"]
         index = {tuple(r["code"]): i for i, r in enumerate(rows, 1) if r["status"] != "absent"}

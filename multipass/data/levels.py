@@ -132,6 +132,7 @@ class Level:
         ]
 
     def to_dict(self) -> dict[str, Any]:
+        """As plain types, for the patient file."""
         return {
             "name": self.name,
             "size": list(self.grid.size),
@@ -143,6 +144,7 @@ class Level:
 
     @classmethod
     def from_dict(cls, row: dict[str, Any]) -> Level:
+        """Inverse of `to_dict`; raises KeyError, TypeError or ValueError for anything else."""
         grid = Grid(ints3(row["size"]), floats3(row["spacing_mm"]), floats3(row["origin_mm"]))
         parts = tuple((label, share) for label, share in row["parts"])
         return cls(row["name"], grid, row["image"], parts)

@@ -57,6 +57,7 @@ class Grid:
 
     @property
     def voxel_ml(self) -> float:
+        """The volume of a voxel in mL."""
         return float(np.prod(self.spacing_mm)) / 1000.0
 
     def box_mm(self) -> np.ndarray:
@@ -80,16 +81,19 @@ class Volume:
 
 
 def floats3(values) -> tuple[float, float, float]:
+    """Three numbers as plain floats."""
     x, y, z = (float(v) for v in values)
     return x, y, z
 
 
 def ints3(values) -> tuple[int, int, int]:
+    """Three whole numbers as plain ints."""
     x, y, z = (int(v) for v in values)
     return x, y, z
 
 
 def to_sitk(volume: Volume) -> sitk.Image:
+    """The volume as a SimpleITK image; its array is copied into (z, y, x) order."""
     image = sitk.GetImageFromArray(np.ascontiguousarray(volume.array.T))
     image.SetSpacing(volume.grid.spacing_mm)
     image.SetOrigin(volume.grid.origin_mm)
@@ -98,6 +102,7 @@ def to_sitk(volume: Volume) -> sitk.Image:
 
 
 def grid_of(image: sitk.Image) -> Grid:
+    """The grid of a SimpleITK image."""
     return Grid(
         ints3(image.GetSize()),
         floats3(image.GetSpacing()),
@@ -107,6 +112,7 @@ def grid_of(image: sitk.Image) -> Grid:
 
 
 def from_sitk(image: sitk.Image) -> Volume:
+    """A SimpleITK image as a volume, its array a view in (X, Y, Z) order of a copy."""
     return Volume(sitk.GetArrayFromImage(image).T, grid_of(image))
 
 

@@ -101,11 +101,13 @@ class RandPlacement(Randomizable):
         self.mirrored = False
 
     def set_random_state(self, seed=None, state=None) -> RandPlacement:
+        """As MONAI's: of the placement and of its field of view."""
         super().set_random_state(seed, state)
         self.field_of_view.set_random_state(state=self.R)
         return self
 
     def randomize(self, data=None) -> None:
+        """Draws rotation, scale, shear, mirror and the elastic displacements."""
         space, R = self.space, self.R
         angles = np.deg2rad(R.uniform(-1, 1, 3) * space.rotation_deg)
         turn = np.deg2rad(R.uniform(-1, 1) * space.turn_deg)

@@ -31,6 +31,7 @@ Size = tuple[int, int, int]
 
 
 def whole(step: int) -> Size:
+    """Windows of full resolution at every step."""
     return GRID_SIZE
 
 
@@ -58,6 +59,7 @@ class Batch:
         return torch.stack([context(index, *maps) for context, *maps in told])
 
     def target(self, index: int) -> torch.Tensor:
+        """What pass `index` is to find: the last window's for all further passes."""
         return self.targets[min(index, len(self.targets) - 1)]
 
 
@@ -168,6 +170,7 @@ def ahead(makers: Iterator[Callable[[], Batch]]) -> Iterator[Batch]:
 
 
 def collate(rows: Sequence[tuple]) -> Batch:
+    """Stacks samples, rows of (images, fractions, boxes, known, context), window by window."""
     images, fractions, boxes, known, contexts = zip(*rows, strict=True)
     views, targets = [], []
     for w in range(len(boxes[0])):
@@ -190,6 +193,7 @@ class Validation:
         self.shelf = Shelf(device)
 
     def batches(self, patient_id: str) -> list[Batch]:
+        """The patient's batches of one sample each, the same in every epoch."""
         sample = self.shelf.sample(self.cohort, patient_id)
         self.place.set_random_state(seed=zlib.crc32(patient_id.encode()))
         made = []

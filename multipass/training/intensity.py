@@ -143,6 +143,7 @@ class RandIntensity(Randomizable):
         )
 
     def set_random_state(self, seed=None, state=None) -> RandIntensity:
+        """As MONAI's: each transform gets a state drawn from this one."""
         super().set_random_state(seed, state)
         self.metal.set_random_state(seed=int(self.R.randint(2**31)))
         self.plain.set_random_state(seed=int(self.R.randint(2**31)))

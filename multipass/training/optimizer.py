@@ -45,6 +45,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Updates all parameters that have a gradient."""
         inner, others = self.param_groups
         self.adamw.param_groups[0]["lr"] = others["lr"]
         self.adamw.step()
@@ -64,9 +65,11 @@ class Muon(torch.optim.Optimizer):
         return gradient.lerp(momentum, MOMENTUM).flatten(1)
 
     def state_dict(self) -> dict[str, Any]:
+        """Momenta of both parts, for `last.pth`."""
         return {"muon": super().state_dict(), "adamw": self.adamw.state_dict()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
         super().load_state_dict(state_dict["muon"])
         self.adamw.load_state_dict(state_dict["adamw"])
 

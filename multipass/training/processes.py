@@ -62,10 +62,12 @@ def stop_processes() -> None:
 
 
 def rank() -> int:
+    """This process's number, 0 without torchrun."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
+    """How many processes train together, 1 without torchrun."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -109,6 +111,7 @@ def claimed_by_first(folder: Path) -> Iterator[None]:
 
 
 def mean_over_processes(values: torch.Tensor) -> torch.Tensor:
+    """The mean of each value over all processes."""
     if world_size() > 1:
         dist.all_reduce(values)
         values = values / world_size()

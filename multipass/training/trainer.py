@@ -35,6 +35,7 @@ class Average:
 
     @torch.no_grad()
     def update(self, network: MultiPassUNet) -> None:
+        """Takes one step of the average towards the network's weights."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         own, new = ([p.data for p in n.parameters()] for n in (self.network, network))
@@ -81,6 +82,7 @@ class State:
 
     @property
     def lr(self) -> float:
+        """Of all groups of parameters."""
         return self.optimizer.param_groups[0]["lr"]
 
     @lr.setter
@@ -89,6 +91,7 @@ class State:
             group["lr"] = value
 
     def state_dict(self) -> dict[str, Any]:
+        """All that `--resume` needs, as tensors and plain types."""
         return {
             "network": self.network.state_dict(),
             "average": self.average.network.state_dict(),
@@ -103,6 +106,7 @@ class State:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Inverse of `state_dict`."""
         self.network.load_state_dict(state["network"])
         self.average.network.load_state_dict(state["average"])
         self.average.updates = state["updates"]

@@ -16,7 +16,7 @@ cd "$(dirname "$0")/.."
 OUT=${OUT:-$PWD/runs/gpu}
 PYTHON=${PYTHON:-python3}
 PATIENCE=${PATIENCE:-1}
-export PYTHONUNBUFFERED=1
+export PYTHONUNBUFFERED=1 IGL_NUM_THREADS=1
 mkdir -p "$OUT"
 if [ -n "${CARRY:-}" ]; then
     site=$(mktemp -d)

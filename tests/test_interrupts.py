@@ -4,11 +4,14 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 
 import pytest
 
 from multipass.files import ROOT
 
+# Tests may run where Ctrl-C is ignored, as jobs in the background are.
+heeding = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
 CTRL_C = "import os, signal; os.kill(os.getpid(), signal.SIGINT)"
 
 
@@ -20,7 +23,9 @@ def test_ctrl_c_while_modules_load_gives_no_traceback(tmp_path, script):
         (tmp_path / f"{module}.py").write_text(CTRL_C)
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     command = [sys.executable, str(ROOT / script)]
-    run = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
+    run = subprocess.run(
+        command, env=environment, capture_output=True, timeout=60, check=False, preexec_fn=heeding
+    )
     assert (run.returncode, run.stderr) == (-signal.SIGINT, b"")
 
 
@@ -43,6 +48,7 @@ def test_ctrl_c_is_raised_in_the_work_itself():
         "except KeyboardInterrupt: print('stopped')"
     )
     run = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
+        [sys.executable, "-c", code],
+        cwd=ROOT, capture_output=True, text=True, check=True, preexec_fn=heeding,
+    )  # fmt: skip
     assert run.stdout == "stopped\n"

@@ -321,7 +321,7 @@ def test_the_first_part_of_training_is_coarse(
     monkeypatch.setattr(ReduceLROnPlateau, "step", lambda self, dice: scores.append(dice))
     options = script.Options(
         data=data, output=tmp_path, dicom=tmp_path, epochs=4, steps_per_epoch=1,
-        filters=(4, 4, 4, 4), folds=3, schedule=schedule,
+        filters=(4, 4, 4, 4), folds=3, passes=2, schedule=schedule,
     )  # fmt: skip
     script.main(options)
     assert sizes == [COARSE_GRID_SIZE] * 2 + [GRID_SIZE] * 2
@@ -331,7 +331,7 @@ def test_the_first_part_of_training_is_coarse(
 def test_a_training_of_one_epoch_ends_on_whole_windows(script, data, tmp_path, sizes):
     options = script.Options(
         data=data, output=tmp_path, dicom=tmp_path, epochs=1, steps_per_epoch=2,
-        filters=(4, 4, 4, 4), folds=3,
+        filters=(4, 4, 4, 4), folds=3, passes=2,
     )  # fmt: skip
     script.main(options)
     assert sizes == [COARSE_GRID_SIZE, GRID_SIZE]
@@ -343,7 +343,7 @@ def test_fine_tuning_is_not_coarse_and_never_worse_on_its_validation_patients(
     best = finished[0] / "best_model.pth"
     options = script.Options(
         data=data, output=tmp_path, dicom=tmp_path, epochs=1, steps_per_epoch=2, lr=3.0,
-        filters=(4, 4, 8, 8), folds=3, init=best,
+        filters=(4, 4, 8, 8), folds=3, passes=2, init=best,
     )  # fmt: skip
     script.main(options)
     assert sizes == [GRID_SIZE, GRID_SIZE]
@@ -411,7 +411,13 @@ def test_patient_files_that_a_dataset_was_not_joined_from_are_left_alone(tmp_pat
 
 def test_an_earlier_network_is_renamed_not_overwritten(script, data, tmp_path, capsys):
     options = script.Options(
-        data=data, output=tmp_path, filters=(4, 4, 8, 8), folds=3, steps_per_epoch=1, epochs=1
+        data=data,
+        output=tmp_path,
+        filters=(4, 4, 8, 8),
+        folds=3,
+        passes=2,
+        steps_per_epoch=1,
+        epochs=1,
     )
     script.main(options)
     before = {path.name: path.read_bytes() for path in tmp_path.glob("*.pth")}

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import sys
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
@@ -22,20 +20,6 @@ from multipass.training.beforehand import check_annotations
 
 ROOT = Path(__file__).resolve().parents[2]
 NAN = float("nan")
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("training_script", ROOT / "training.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_cohort(tmp_path_factory.mktemp("processed"), 3)
 
 
 WRONG = [

@@ -5,15 +5,12 @@ Skipped where there is no CUDA device.
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from balls import write_cohort
 
 from multipass.data.cohort import Cohort
 from multipass.model import checkpoint, passes
@@ -31,20 +28,6 @@ WINDOWS = ("scan", "pelvis")
 LOSS_ROUNDING = 0.01
 # Of the bones' voxels; bf16, in which CPUs compute, keeps 8 bits, and fp16 11.
 MOST_DIFFERENT = {torch.float32: 1e-3, torch.bfloat16: 1e-2}
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_cohort(tmp_path_factory.mktemp("processed"), 3)
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("training", ROOT / "training.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import importlib.util
 import json
 import os
 import signal
@@ -13,7 +12,6 @@ import time
 import weakref
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -34,20 +32,6 @@ from multipass.training.loss import hard_dice, soft_loss, with_background
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["--filters", "4", "4", "8", "8", "--folds", "3", "--steps-per-epoch", "1", "--lr", "0.01"]
 SMALL += ["--passes", "2"]
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory) -> Path:
-    return write_cohort(tmp_path_factory.mktemp("processed"), 3)
-
-
-@pytest.fixture(scope="module")
-def script() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("training", ROOT / "training.py")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
 
 
 def command(data: Path, output: Path, *more: str) -> list[str]:

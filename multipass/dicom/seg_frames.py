@@ -23,6 +23,8 @@ SAME_DIRECTION = 1e-3
 SAME_HEIGHT_MM = 1e-3
 # Some writers round places to two decimals.
 ROUNDED_MM = 0.01
+# Decimals to which some write the pixel spacing.
+DECIMALS = 1, 2, 3
 # A frame may lie this part of a pixel aside of its slice.
 ASIDE_PIXELS = 0.1
 # Of a whole body with a wide margin: dcmqi makes an image of all slices between two frames.
@@ -38,11 +40,13 @@ class Frames:
         slices: index of each frame along the lattice's third axis.
         lattice: (4, 4) affine from (column, row, slice) to LPS mm; None where the indices are
             those of the CT's slices as acquired.
+        note: what a person should know of the places.
     """
 
     segments: tuple[int, ...]
     slices: tuple[int, ...]
     lattice: np.ndarray | None
+    note: str = ""
 
 
 def read_frames(dataset: Dataset, ct: CT | None) -> Frames:
@@ -69,14 +73,14 @@ def read_frames(dataset: Dataset, ct: CT | None) -> Frames:
     apart_mm = float(np.ptp(places, axis=0).max())
     if apart_mm > LONGEST_MM:
         raise ValueError(f"frames up to {apart_mm:.3g} mm apart")
-    slices = _on_slices(dataset, plane, places, ct) if ct else None
+    slices, note = _on_ct(dataset, plane, places, ct) if ct else (None, "")
     lattice = None
     if slices is None:
         slices, lattice = _on_own_lattice(plane, places, _declared_mm(groups[0], ct))
     if max(slices) >= MOST_SLICES:
         raise ValueError(f"frames on {max(slices) + 1} slices, at most {MOST_SLICES} are possible")
     _check_once(segments, slices)
-    return Frames(tuple(segments), tuple(slices), lattice)
+    return Frames(tuple(segments), tuple(slices), lattice, "" if lattice is not None else note)
 
 
 def _plane(groups: Sequence[Dataset]) -> np.ndarray:
@@ -109,6 +113,28 @@ def _declared_mm(group: Dataset, ct: CT | None) -> float:
         if value and abs(float(value)) > SAME_HEIGHT_MM:
             return abs(float(value))
     return ct.stack.straight.spacing_mm[2] if ct else 1.0
+
+
+def _on_ct(
+    dataset: Dataset, plane: np.ndarray, places: np.ndarray, ct: CT
+) -> tuple[list[int] | None, str]:
+    """The CT slice of each frame, by the CT's pixel spacing where the frames' is that one rounded;
+    None unless each frame lies on a slice, pixel on pixel. And a note on the spacing."""
+    slices = _on_slices(dataset, plane, places, ct)
+    if slices is not None or not _is_rounded(plane, ct):
+        return slices, ""
+    own = ct.stack.lattice[:3, :2]
+    mm, exact_mm = (np.linalg.norm(steps[:, 0]) for steps in (plane, own))
+    note = f"its PixelSpacing of {mm:g} mm is read as the scan's, {exact_mm:.5g} mm"
+    return _on_slices(dataset, own, places, ct), note
+
+
+def _is_rounded(plane: np.ndarray, ct: CT) -> bool:
+    """Whether these are the CT's steps, their lengths rounded to some decimals."""
+    own = ct.stack.lattice[:3, :2]
+    pixel, exact = (np.linalg.norm(steps, axis=0) for steps in (plane, own))
+    same_directions = np.abs(plane / pixel - own / exact).max() < SAME_DIRECTION
+    return same_directions and any(np.allclose(pixel, np.round(exact, d)) for d in DECIMALS)
 
 
 def _on_slices(dataset: Dataset, plane: np.ndarray, places: np.ndarray, ct: CT) -> list[int] | None:

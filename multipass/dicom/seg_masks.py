@@ -36,12 +36,14 @@ class Mask:
         array: bool, or float32 in [0, 1] where the SEG is FRACTIONAL; (columns, rows, slices).
         start: index of the box's first voxel on the SEG's lattice.
         lattice: (4, 4), or None where the indices are those of the CT's slices as acquired.
+        note: what a person should know of the file's places.
     """
 
     attributes: dict[str, Any]
     array: np.ndarray
     start: tuple[int, int, int]
     lattice: np.ndarray | None
+    note: str = ""
 
 
 def read_masks(path: Path, ct: CT | None) -> list[Mask]:
@@ -79,7 +81,7 @@ def _read_masks(path: Path, ct: CT | None) -> list[Mask]:
     masks = []
     for number, segment in zip(numbers, segments, strict=True):
         array, start = found.get(number, nothing)
-        masks.append(Mask(attributes_of(segment), array, start, frames.lattice))
+        masks.append(Mask(attributes_of(segment), array, start, frames.lattice, frames.note))
     return masks
 
 

@@ -65,7 +65,9 @@ def read_reference(
     notes: list[str] = []
     for header in headers:
         earlier = set(found.pieces)
-        for mask in read_masks(header.path, ct):
+        masks = read_masks(header.path, ct)
+        notes += [f"{header.path.name}: {masks[0].note}"] if masks[0].note else []
+        for mask in masks:
             label = mask.attributes["SegmentLabel"]
             piece, outside = placed(mask, grid, ct, frame)
             if outside:

@@ -134,6 +134,22 @@ def test_the_header_changes_nothing(folder, label, ct, tmp_path, edit: Callable)
     assert np.array_equal(reference.labels(), label)
 
 
+def test_a_rounded_pixel_spacing_is_the_scans(label, tmp_path):
+    hounsfield, _ = bones(SIZE)
+    slices = write_slices(tmp_path / "ct", hounsfield, PLACES, spacing_mm=(2.033, 1.541))
+    dataset = write_seg(tmp_path / "seg.dcm", label, slices)
+    measures(dataset).PixelSpacing = [2.0, 1.5]
+    dataset.save_as(tmp_path / "seg.dcm")
+    scan = read_ct(choose(find(tmp_path / "ct"))[0])
+    reference = read(tmp_path / "seg.dcm", scan)
+    assert np.array_equal(reference.labels(), label)
+    assert any("1.5 mm is read as the scan's, 1.541 mm" in note for note in reference.notes)
+    # A spacing that no rounding explains is the file's own lattice.
+    measures(dataset).PixelSpacing = [2.2, 1.7]
+    dataset.save_as(tmp_path / "seg.dcm")
+    assert not np.array_equal(read(tmp_path / "seg.dcm", scan).labels(), label)
+
+
 @pytest.mark.parametrize("empty", [None, 1, 3])
 def test_fractions_of_several_segments_stay_apart(folder, label, ct, empty):
     slices = [pydicom.dcmread(path) for path in sorted((folder / "ct").iterdir())]

@@ -13,7 +13,6 @@ import socket
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 ROOT = Path(__file__).resolve().parent.parent
 LOCK_NAME = ".multipass.lock"
@@ -114,7 +113,7 @@ def _claim(path: Path) -> tuple[int, bool]:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
         try:
-            is_locked = _lock(descriptor)
+            is_locked = lock(descriptor)
         except BlockingIOError:
             holder = os.read(descriptor, 200).decode(errors="replace") or "its process is not known"
             os.close(descriptor)
@@ -130,7 +129,7 @@ def _claim(path: Path) -> tuple[int, bool]:
         os.close(descriptor)
 
 
-def _lock(descriptor: int) -> bool:
+def lock(descriptor: int) -> bool:
     """Whether the file is locked by this process from here on; False where there are no locks.
 
     Raises:
@@ -212,22 +211,6 @@ def files_below(root: Path, refused: Callable[[OSError], None] | None = None) ->
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         files += [Path(folder) / name for name in sorted(names) if not name.startswith(".")]
     return [path for path in files if path.is_file() or not path.exists()]
-
-
-@contextlib.contextmanager
-def in_utf8(path: Path) -> Iterator[str]:
-    """A file's path for SimpleITK, which ends the process at a name that is not UTF-8: then that of
-    a link to it."""
-    try:
-        str(path).encode()
-    except UnicodeEncodeError:
-        with TemporaryDirectory(prefix="multipass_") as folder:
-            suffixes = "".join(path.suffixes[-2:])
-            link = Path(folder) / f"file{suffixes.encode('ascii', 'replace').decode()}"
-            link.symlink_to(path.resolve())
-            yield str(link)
-    else:
-        yield str(path)
 
 
 def sha256_of(paths: Iterable[Path]) -> str:

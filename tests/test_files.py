@@ -197,7 +197,7 @@ def test_what_is_no_file_is_never_waited_for(tmp_path):
 def test_itk_reads_a_file_of_any_name(tmp_path):
     """In a process of its own, since ITK would end it."""
     code = (
-        "import sys, SimpleITK as sitk; from pathlib import Path; from multipass.files import *\n"
+        "import sys, SimpleITK as sitk; from pathlib import Path; from multipass.scratch import *\n"
         "with in_utf8(Path(sys.argv[1])) as name: print(sitk.ReadImage(name).GetSize())"
     )
     for name in (b"M\xfcller.nii.gz", b"\xff/a.mha", "Müller 日本.nii".encode()):

@@ -18,9 +18,9 @@ import numpy as np
 import SimpleITK as sitk
 
 from multipass.data.nifti import CHUNK_BYTES, NO_SIDES, RAS_TO_LPS, read_nifti
-from multipass.files import in_utf8
 from multipass.geometry.lattices import is_place
 from multipass.geometry.volume import grid_of
+from multipass.scratch import in_utf8
 from multipass.terminal import is_out_of_memory
 
 # A header longer than this is none.

@@ -15,7 +15,6 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from multipass.data.archives import SUFFIX as ZIP
 from multipass.data.archives import Archive
@@ -27,6 +26,7 @@ from multipass.dicom import series as dicom
 from multipass.dicom.belonging import fitting, why_not
 from multipass.dicom.choice import choose, fit
 from multipass.files import files_below
+from multipass.scratch import scratch_folder
 from multipass.terminal import one_sentence
 
 # With the detached voxels of .nhdr and .mhd.
@@ -188,8 +188,7 @@ def _name_of(one: dicom.Series, unit: Path, root: Path) -> str:
 def _add_zip(path: Path, found: FoundCases, stack: ExitStack, root: Path) -> None:
     called = _shown(path, root)
     try:
-        temporary = stack.enter_context(TemporaryDirectory(prefix="multipass_"))
-        folder = Path(temporary) / safe_name(path.stem)
+        folder = stack.enter_context(scratch_folder()) / safe_name(path.stem)
         folder.mkdir()
         archive = Archive(path, folder)
         archive.unpack()

@@ -18,8 +18,8 @@ from pydicom.uid import RLELossless
 
 from multipass.dicom.headers import read_dicom
 from multipass.dicom.slices import Slice, rescale
-from multipass.files import in_utf8
 from multipass.geometry.volume import AIR_HU
+from multipass.scratch import in_utf8
 from multipass.terminal import is_out_of_memory
 
 # Padding is outside of what a scanner measures; a padding value above this is taken as data.

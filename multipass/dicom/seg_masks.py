@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from multipass.dicom.seg_copy import plain_copy
 from multipass.dicom.seg_frames import Frames, read_frames
 from multipass.dicom.seg_header import attributes_of
 from multipass.geometry.volume import from_sitk, ints3
+from multipass.scratch import scratch_folder
 from multipass.terminal import is_out_of_memory
 
 # Reading a SEG of 844 frames takes about 10 s of an idle machine.
@@ -91,10 +91,9 @@ def _converted(
     """(number, (array, start)) of each segment that has a voxel."""
     is_fractional = dataset.get("SegmentationType") == "FRACTIONAL"
     maximum = int(dataset.get("MaximumFractionalValue") or 1)
-    with tempfile.TemporaryDirectory(prefix="multipass_") as name:
-        folder = Path(name)
+    with scratch_folder() as folder:
         plain_copy(dataset, frames, numbers).save_as(folder / "seg.dcm", enforce_file_format=True)
-        arguments = ["--inputDICOM", str(folder / "seg.dcm"), "--outputDirectory", name]
+        arguments = ["--inputDICOM", str(folder / "seg.dcm"), "--outputDirectory", str(folder)]
         arguments += ["--prefix", "seg", "-t", "nrrd"]
         # Merged, the fractions of several segments would lie in one image.
         arguments += [] if is_fractional else ["--mergeSegments"]

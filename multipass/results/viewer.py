@@ -14,7 +14,7 @@ import struct
 from collections.abc import Sequence
 from errno import ENOSPC
 from pathlib import Path
-from tempfile import TemporaryDirectory, gettempdir
+from tempfile import gettempdir
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from scipy.spatial import cKDTree
 from multipass.geometry.labelmaps import box_of
 from multipass.geometry.meshes import mesh_of
 from multipass.geometry.volume import Grid, Volume, floats3, ints3, resample, to_sitk
+from multipass.scratch import scratch_folder
 from multipass.structures import Structure
 
 VIEWER_NAME = "niivue.js"
@@ -129,8 +130,8 @@ def _nearest_indices(target: Grid, source: Grid) -> tuple[np.ndarray, ...]:
 
 
 def _nifti(array: np.ndarray, grid: Grid, slope: float, intercept: float) -> str:
-    with TemporaryDirectory(prefix="multipass_") as folder:
-        path = Path(folder) / "image.nii"
+    with scratch_folder() as folder:
+        path = folder / "image.nii"
         sitk.WriteImage(to_sitk(Volume(array, grid)), str(path))
         content = bytearray(path.read_bytes())
     if len(content) < DATA_OFFSET + array.nbytes:  # ITK says nothing where a disk is full

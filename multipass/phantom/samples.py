@@ -2,14 +2,14 @@
 
     python -m multipass.phantom.samples --anatomy DIR
 
-One DICOM series with its DICOM SEG, and one NIfTI file with its label map, of two anatomies of the
-test part, which no checkpoint that ships has been trained on.
+One DICOM series with its DICOM SEG, and NIfTI files of a pelvis and a hip with their label maps and
+of a chest, all of anatomies of the test part, which no checkpoint that ships has been trained on.
 """
 
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,12 @@ SIZE |= {"noise_hu": 15.0, "streak_noise_hu": 0.0, "blur_mm": 0.5, "sharpness": 
 SIZE |= {"bottom_mm": -160.0, "top_mm": 120.0, "pixel_mm": 1.8, "centre_mm": (0.0, 0.0)}
 SIZE |= {"roll_deg": 0.0}
 
+# Scans of a part, in which the other side or all of the pelvis is missing.
+PART: dict[str, Any] = {"size": "views", "implant": "", "noise_hu": 10.0, "streak_noise_hu": 0.0}
+PART |= {"crop": (), "padding": None, "position": "HFS"}
+HIP = PART | {"view": "one hip", "matrix": 160, "slice_step_mm": 2.5, "slice_thickness_mm": 2.5}
+CHEST = PART | {"view": "chest", "matrix": 128, "slice_step_mm": 5.0, "slice_thickness_mm": 5.0}
+
 
 @dataclass(frozen=True)
 class Options:
@@ -43,18 +49,24 @@ class Options:
     seed: int = 7
 
 
-def sample(options: Options, index: int, **overrides) -> Subject:
-    given = SIZE | overrides
+def sample(options: Options, index: int, **given) -> Subject:
     return make_subject(options.seed, index, atlas=load_atlas(options.anatomy, "test"), **given)
 
 
+def write_nifti(path: Path, subject: Subject, with_label: bool = True) -> None:
+    """PATH.nii.gz and PATH_seg.nii.gz."""
+    images = {"": subject.volume.array.astype(np.int16)}
+    images |= {"_seg": subject.label} if with_label else {}
+    for suffix, array in images.items():
+        file = path.with_name(f"{path.name}{suffix}.nii.gz")
+        sitk.WriteImage(to_sitk(Volume(array, subject.volume.grid)), str(file), True)
+
+
 def main(options: Options) -> None:
-    write_subject(options.output / "sample_dicom", sample(options, 0, position="HFS"))
-    subject = sample(options, 1, position="HFP")
-    label = Volume(subject.label, subject.volume.grid)
-    hounsfield = replace(subject.volume, array=subject.volume.array.astype(np.int16))
-    for name, volume in (("sample_nifti", hounsfield), ("sample_nifti_seg", label)):
-        sitk.WriteImage(to_sitk(volume), str(options.output / f"{name}.nii.gz"), True)
+    write_subject(options.output / "sample_dicom", sample(options, 0, **SIZE, position="HFS"))
+    write_nifti(options.output / "sample_nifti", sample(options, 1, **SIZE, position="HFP"))
+    write_nifti(options.output / "sample_hip", sample(options, 2, **HIP))
+    write_nifti(options.output / "sample_chest", sample(options, 3, **CHEST), with_label=False)
 
 
 if __name__ == "__main__":

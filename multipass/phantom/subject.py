@@ -56,14 +56,15 @@ def make_subject(
             largest), 'small' (for tests, about a second with matrix=64) or None.
         recipe: use this one and ignore seed, index, matrix and size.
         atlas: bones from real surfaces rather than parametric ones.
-        overrides: fields of `Recipe` to replace, such as position="HFP" or slice_step_mm=1.0.
+        overrides: fields of `Recipe` to replace, such as position="HFP", slice_step_mm=1.0 or the
+            view="one hip" of size 'views'.
     """
     drawn = recipe or draw_recipe(seed, index, matrix, size)
     individual = PARAMETRIC
     if atlas:
         individual, drawn = draw_individual(atlas, drawn, size)
     if size == "views" and not recipe:
-        drawn = draw_view(drawn, individual)
+        drawn = draw_view(drawn, individual, overrides.get("view"))
     drawn = replace(drawn, **overrides)
     pose = Pose(drawn, individual)
     skeleton = Skeleton(pose)

@@ -54,7 +54,11 @@ def versions() -> dict[str, str]:
 
 def as_dict(model: Model) -> dict:
     """What `save` writes; `load` and `from_dict` read it back."""
-    weights = {k: v.detach().cpu() for k, v in model.network.state_dict().items()}
+    on_cpu: dict[int, torch.Tensor] = {}  # a tensor that has two names stays one
+    weights = {
+        name: on_cpu.setdefault(weight.data_ptr(), weight.detach().cpu())
+        for name, weight in model.network.state_dict().items()
+    }
     return {
         "format": FORMAT,
         "state_dict": weights,

@@ -17,6 +17,7 @@ from multipass.model import checkpoint, passes
 from multipass.model.maps import bone_labels
 from multipass.model.network import MultiPassUNet
 from multipass.phantom import make_subject
+from multipass.structures import PELVIS
 from multipass.training.batches import Batch, Validation
 from multipass.training.trainer import State
 
@@ -145,3 +146,13 @@ def test_masks_are_the_cpus_but_for_rounding(device, monkeypatch):
         share = (found != reference).sum() / (reference > 0).sum()
         print(f"\n{share:.2e} of the bones' voxels differ between CUDA and the CPU in {dtype}")
         assert share < most
+
+
+def test_a_checkpoint_of_a_device_holds_each_tensor_once(device, tmp_path):
+    sizes = []
+    for where in (torch.device("cpu"), device):
+        network = MultiPassUNet(3, (8, 8, 16, 16)).to(where)
+        model = checkpoint.Model(network, list(PELVIS[:2]), (-200.0, 1000.0), WINDOWS)
+        checkpoint.save(tmp_path / "model.pth", checkpoint.as_dict(model))
+        sizes.append((tmp_path / "model.pth").stat().st_size)
+    assert sizes[1] < 1.1 * sizes[0]

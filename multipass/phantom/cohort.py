@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from multipass.data import patient_files
+from multipass.data.case import safe_name
 from multipass.data.prepare import as_patient
 from multipass.dicom.reference import Reference, Segment, marked_cut
 from multipass.files import claimed_otherwise
@@ -24,7 +25,6 @@ from multipass.phantom.subject import Subject, make_subject
 from multipass.phantom.writer import write_subject
 from multipass.structures import OTHER_BONE, PELVIS
 
-OPTIONS_NAME = ".phantom.json"
 Size = Literal["pelvis", "abdomen", "body", "ctpel", "mixed", "views", "any", "small"]
 
 
@@ -34,6 +34,8 @@ class Options:
 
     output: Path
     """Folder for Patient_01, Patient_02, ...; made if it is missing."""
+    name: str = "Patient"
+    """Of the patients, before their numbers; cohorts of several names share a folder."""
     patients: int = 12
     """Number of patients."""
     seed: int = 0
@@ -59,7 +61,7 @@ class Options:
 
 def write_patient(options: Options, index: int) -> str:
     """Make and write one patient; the line to print."""
-    name = f"Patient_{index + 1:02d}"
+    name = f"{options.name}_{index + 1:02d}"
     folder = options.output / (f"{name}.pkl" if options.files else name)
     if folder.exists():
         return f"{name}: already there, kept"
@@ -124,6 +126,8 @@ def _check(options: Options) -> None:
         raise ValueError(f"--matrix {options.matrix}: must lie between 32 and 1024")
     if options.seed < 0:
         raise ValueError(f"--seed {options.seed}: must not be negative")
+    if safe_name(options.name) != options.name:
+        raise ValueError(f"--name {options.name!r}: no name for files")
     _atlas(options)
     try:
         options.output.mkdir(parents=True, exist_ok=True)
@@ -143,12 +147,16 @@ def _claim(options: Options) -> None:
         if getattr(options, key):
             facts[key.replace("_", "-")] = "True"
     facts["anatomy"] = str(options.anatomy.resolve()) if options.anatomy else ""
-    if differing := claimed_otherwise(options.output / OPTIONS_NAME, facts):
+    if differing := claimed_otherwise(_facts_path(options), facts):
         key, value = differing
         raise ValueError(
             f"{options.output} holds patients of --{key} {value or 'none'}, not "
             f"{facts.get(key)}; give another --output"
         )
+
+
+def _facts_path(options: Options) -> Path:
+    return options.output / f".{options.name}.json"
 
 
 def _ignore_interrupt() -> None:

@@ -198,6 +198,9 @@ def test_same_bytes_for_any_number_of_jobs_and_segments_numbered_differently(tmp
     assert all("kept" in line for line in kept)
     with pytest.raises(ValueError, match="holds patients of --seed 3, not 4"):
         list(write_cohort(Options(output=one, patients=3, **{**options, "seed": 4})))
+    # Another name is another cohort in the same folder.
+    list(write_cohort(Options(output=one, patients=1, name="View", **{**options, "seed": 4})))
+    assert (one / "View_01").is_dir() and (one / "Patient_01").is_dir()
 
 
 def test_bad_options_get_one_sentence(tmp_path):
@@ -211,6 +214,8 @@ def test_bad_options_get_one_sentence(tmp_path):
     assert len(result.stderr.strip().splitlines()) == 1 and "--output" in result.stderr
     with pytest.raises(ValueError, match="matrix"):
         list(write_cohort(Options(output=tmp_path / "x", matrix=8)))
+    with pytest.raises(ValueError, match="name"):
+        list(write_cohort(Options(output=tmp_path / "x", name="../x")))
 
 
 @pytest.mark.parametrize("arms", ["arms up", "arms down"])

@@ -121,6 +121,19 @@ def side_from_words(label: str) -> str:
     return found[0] if len(found) == 1 else ""
 
 
+def named_as(name: str, structures: Sequence[Structure]) -> Structure | None:
+    """The structure whose name has the same words in any order, the side's spelled as people do:
+    'hip_left', 'Femur L'; None where there is none."""
+    said = _words(name), side_from_words(name)
+    return next((s for s in structures if (_words(s.name), s.side) == said), None)
+
+
+def _words(name: str) -> frozenset[str]:
+    """The words of a structure's name but 'bone' and those of its side."""
+    sides = set().union(*SIDE_WORDS.values())
+    return frozenset(re.split(r"[\W_]+", name.lower())) - sides - {"", "bone"}
+
+
 def identify(
     scheme: str, value: str, meaning: str, modifiers: Sequence[str], label: str
 ) -> Structure:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import io
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,25 @@ def read_dicom(
             raise ValueError("not a DICOM file")
         dataset.file_meta.setdefault("TransferSyntaxUID", _syntax_of(dataset))
     return dataset
+
+
+@contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors in the block become a ValueError that names the file.
+
+    Raises:
+        ValueError, OSError.
+    """
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
+    except OSError:
+        raise
+    except Exception as error:  # pydicom decodes values when they are asked for
+        if is_out_of_memory(error):
+            raise
+        raise ValueError(f"{path.name}: damaged DICOM header ({short(error)})") from None
 
 
 def _syntax_of(dataset: Dataset) -> str:

@@ -1,4 +1,5 @@
-"""A DICOM SEG by its header: what it refers to, who made it, what its segments stand for.
+"""A DICOM SEG or RT Structure Set by its header: what it refers to, who made it, what its segments
+stand for.
 
 Labels and codes are read by pydicom, which knows the file's character sets; dcmqi's JSON does not.
 """
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from pydicom.dataset import Dataset
-from pydicom.uid import SegmentationStorage
+from pydicom.uid import RTStructureSetStorage, SegmentationStorage
 
 from multipass.dicom.headers import read_dicom, short, text
 
@@ -23,6 +24,7 @@ SEG_CLASSES = {SegmentationStorage, LABEL_MAP_SEGMENTATION}
 SEG_TAGS = (
     *("ReferencedSeriesSequence", "SegmentSequence", "Manufacturer", "ManufacturerModelName"),
     *("ContentCreatorName", "SeriesDescription"),
+    *("ReferencedFrameOfReferenceSequence", "StructureSetROISequence"),
 )
 # PS3.3 table 8.8-1: the three homes of a code's value.
 CODE_VALUES = ("CodeValue", "LongCodeValue", "URNCodeValue")
@@ -31,12 +33,13 @@ DRAWN_BY_PEOPLE = {"MANUAL", "SEMIAUTOMATIC"}
 
 @dataclass(frozen=True)
 class SegHeader:
-    """A DICOM SEG file's references and maker.
+    """References and maker of a DICOM SEG or an RT Structure Set.
 
     Attributes:
         series_uids: of ReferencedSeriesSequence.
         instance_uids: of the images named there.
         is_own: an automatic segmentation by this product.
+        is_contours: an RT Structure Set.
     """
 
     path: Path
@@ -46,10 +49,15 @@ class SegHeader:
     series_uids: tuple[str, ...] = ()
     instance_uids: frozenset[str] = frozenset()
     is_own: bool = False
+    is_contours: bool = False
 
 
 def is_seg(header: Dataset) -> bool:
     return header.get("Modality") == "SEG" or header.get("SOPClassUID") in SEG_CLASSES
+
+
+def is_structure_set(header: Dataset) -> bool:
+    return header.get("SOPClassUID") == RTStructureSetStorage
 
 
 def why_no_seg(header: Dataset) -> str:
@@ -62,21 +70,36 @@ def why_no_seg(header: Dataset) -> str:
 
 
 def seg_header(path: Path, header: Dataset) -> SegHeader:
-    references = header.get("ReferencedSeriesSequence") or []
-    images = (i for item in references for i in item.get("ReferencedInstanceSequence") or [])
+    frames = list(header.get("ReferencedFrameOfReferenceSequence") or [])
+    studies = (i for frame in frames for i in frame.get("RTReferencedStudySequence") or [])
+    references = list(header.get("ReferencedSeriesSequence") or [])
+    references += (i for study in studies for i in study.get("RTReferencedSeriesSequence") or [])
+    keywords = ("ReferencedInstanceSequence", "ContourImageSequence")
+    images = (i for item in references for keyword in keywords for i in item.get(keyword) or [])
     return SegHeader(
         path,
         text(header, "SOPInstanceUID"),
         text(header, "PatientID"),
-        text(header, "FrameOfReferenceUID"),
+        text(header, "FrameOfReferenceUID") or _only_frame(header),
         tuple(uid for item in references if (uid := text(item, "SeriesInstanceUID"))),
         frozenset(uid for image in images if (uid := text(image, "ReferencedSOPInstanceUID"))),
         _is_own(header),
+        is_structure_set(header),
     )
 
 
+def _only_frame(header: Dataset) -> str:
+    """The frame of reference that a structure set's regions lie in, '' where there are several."""
+    regions = header.get("StructureSetROISequence") or []
+    uids = {text(region, "ReferencedFrameOfReferenceUID") for region in regions}
+    frames = header.get("ReferencedFrameOfReferenceSequence") or []
+    uids = uids - {""} or {text(frame, "FrameOfReferenceUID") for frame in frames}
+    return uids.pop() if len(uids) == 1 else ""
+
+
 def source_uids(path: Path) -> frozenset[str]:
-    """The images that a SEG's frames say they were derived from (PS3.3 C.7.6.16.2.6).
+    """The images that a SEG's frames say they were derived from (PS3.3 C.7.6.16.2.6), or those on
+    which contours were drawn.
 
     Raises:
         ValueError: the header is damaged.
@@ -88,9 +111,11 @@ def source_uids(path: Path) -> frozenset[str]:
 @lru_cache(maxsize=64)  # a second for 1000 frames, and it is asked for each series of a study
 def _source_uids(path: Path, *_: int) -> frozenset[str]:
     keywords = ["SharedFunctionalGroupsSequence", "PerFrameFunctionalGroupsSequence"]
-    header = read_dicom(path, specific_tags=keywords)
+    header = read_dicom(path, specific_tags=[*keywords, "ROIContourSequence"])
     try:
-        groups = (group for keyword in keywords for group in header.get(keyword) or [])
+        groups = [group for keyword in keywords for group in header.get(keyword) or []]
+        for region in header.get("ROIContourSequence") or []:
+            groups += region.get("ContourSequence") or []
         return frozenset(uid for group in groups for uid in _sources(group))
     except Exception as error:  # pydicom decodes values when they are asked for
         raise ValueError(f"damaged DICOM header ({short(error)})") from None
@@ -100,18 +125,24 @@ def _sources(group: Dataset) -> Iterator[str]:
     for derivation in group.get("DerivationImageSequence") or []:
         for image in derivation.get("SourceImageSequence") or []:
             yield text(image, "ReferencedSOPInstanceUID")
+    for image in group.get("ContourImageSequence") or []:
+        yield text(image, "ReferencedSOPInstanceUID")
 
 
 def _is_own(header: Dataset) -> bool:
     """Whether this product made a segment of it, and no person corrected that since."""
     titles = ("Manufacturer", "ManufacturerModelName", "ContentCreatorName", "SeriesDescription")
     made_here = any(_is_our_name(text(header, title)) for title in titles)
-    for segment in header.get("SegmentSequence") or []:
-        if text(segment, "SegmentAlgorithmType") not in DRAWN_BY_PEOPLE and (
-            made_here or _is_our_name(text(segment, "SegmentAlgorithmName"))
-        ):
-            return True
-    return False
+    segments = [
+        (text(segment, "SegmentAlgorithmType"), text(segment, "SegmentAlgorithmName"))
+        for segment in header.get("SegmentSequence") or []
+    ] + [
+        (text(region, "ROIGenerationAlgorithm"), text(region, "ROIGenerationDescription"))
+        for region in header.get("StructureSetROISequence") or []
+    ]
+    return any(
+        kind not in DRAWN_BY_PEOPLE and (made_here or _is_our_name(name)) for kind, name in segments
+    )
 
 
 def _is_our_name(name: str) -> bool:

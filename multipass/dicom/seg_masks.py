@@ -15,13 +15,12 @@ from scipy import ndimage
 
 from multipass.dicom.ct import CT
 from multipass.dicom.dcmqi import complaint, run_dcmqi
-from multipass.dicom.headers import read_dicom, short
+from multipass.dicom.headers import naming, read_dicom
 from multipass.dicom.seg_copy import plain_copy
 from multipass.dicom.seg_frames import Frames, read_frames
 from multipass.dicom.seg_header import attributes_of
 from multipass.geometry.volume import from_sitk, ints3
 from multipass.scratch import scratch_folder
-from multipass.terminal import is_out_of_memory
 
 # Reading a SEG of 844 frames takes about 10 s of an idle machine.
 TIMEOUT_S, TIMEOUT_S_A_FRAME = 60, 0.2
@@ -52,16 +51,8 @@ def read_masks(path: Path, ct: CT | None) -> list[Mask]:
     Raises:
         ValueError: the file is damaged, or its frames lie on no even slices; the sentence names it.
     """
-    try:
+    with naming(path):
         return _read_masks(path, ct)
-    except ValueError as error:
-        raise ValueError(f"{path.name}: {error}") from None
-    except OSError:
-        raise
-    except Exception as error:  # pydicom decodes values when they are asked for
-        if is_out_of_memory(error):
-            raise
-        raise ValueError(f"{path.name}: damaged DICOM header ({short(error)})") from None
 
 
 def _read_masks(path: Path, ct: CT | None) -> list[Mask]:

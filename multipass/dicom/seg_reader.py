@@ -1,4 +1,4 @@
-"""DICOM SEG files as the structures of a scan."""
+"""DICOM SEG files and RT Structure Sets as the structures of a scan."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numpy as np
 
 from multipass.dicom.ct import CT
 from multipass.dicom.reference import Reference, Segment, check_sides, share_overlaps
+from multipass.dicom.rt_reader import read_contours
 from multipass.dicom.seg_header import SegHeader
 from multipass.dicom.seg_masks import Mask, read_masks
 from multipass.dicom.seg_placement import Piece, placed
@@ -46,15 +47,17 @@ def read_reference(
     ct: CT | None = None,
     frame: np.ndarray = LPS,
 ) -> Reference:
-    """Read the SEG files of one scan.
+    """Read the SEG files and RT Structure Sets of one scan.
 
     Args:
         headers: one or more files; a structure may lie in one of them only, or alike in several.
+            Contours count where no SEG has the structure.
         grid: the scan's, upright in the frame.
         rules: from a segment's attributes (`seg_header.attributes_of`) to structures: none to leave
             it out, two to split it between left and right; see `structures.read_rules`. Segments
             that they name alike become one structure, and are noted.
         ct: the scan, if it was read from DICOM: masks on its slices are resampled as these are.
+            Contours need it.
         frame: (3, 3) axes of the grid's coordinates in LPS, as columns; see `lattices.frame_of`.
 
     Raises:
@@ -63,10 +66,17 @@ def read_reference(
     """
     found = _Pieces()
     notes: list[str] = []
-    for header in headers:
+    by_contours: set[Key] = set()
+    for header in sorted(headers, key=lambda header: header.is_contours):
         earlier = set(found.pieces)
+<<<<<<< HEAD
         masks = read_masks(header.path, ct)
         notes += [f"{header.path.name}: {masks[0].note}"] if masks[0].note else []
+=======
+        by_seg = earlier - by_contours
+        masks, remarks = _masks_of(header, ct, rules, is_needed=not by_seg)
+        notes += remarks
+>>>>>>> 47c380d (RT Structure Sets in and out: outlines with keyholes on the source slices)
         for mask in masks:
             label = mask.attributes["SegmentLabel"]
             piece, outside = placed(mask, grid, ct, frame)
@@ -75,10 +85,15 @@ def read_reference(
             for structure, part in _split(rules(mask.attributes), piece, label):
                 if structure.key not in earlier:
                     found.add(structure, part, label, _origin(mask, rules))
+                    by_contours |= {structure.key} if header.is_contours else set()
+                elif header.is_contours and structure.key in by_seg:
+                    notes.append(f"{header.path.name}: its {structure.name} gives way to a SEG's")
                 elif any(_same(part, other) for other in found.pieces[structure.key]):
                     notes.append(f"{header.path.name} has the same {structure.name} once more")
                 else:
                     raise ValueError(f"{structure.name} lies in two segmentation files")
+    if not found.structures and notes:
+        raise ValueError("; ".join(notes))
     structures = ordered(list(found.structures.values()))
     notes += _joined(structures, found)
     segments = [_merged(s, found.pieces[s.key], grid) for s in structures]
@@ -89,6 +104,23 @@ def read_reference(
         notes.append(f"segments overlap in {shared} voxels, shared equally")
     check_sides(segments, grid, frame)
     return Reference(grid, tuple(segments), tuple(notes))
+
+
+def _masks_of(
+    header: SegHeader, ct: CT | None, rules: Identify, is_needed: bool
+) -> tuple[list[Mask], list[str]]:
+    """A file's masks, and notes. Contours that are not needed and cannot be read are noted."""
+    if not header.is_contours:
+        return read_masks(header.path, ct), []
+    if ct is None:
+        raise ValueError(f"{header.path.name}: contours need the slices of a DICOM CT")
+    try:
+        masks, notes = read_contours(header.path, ct, rules)
+    except ValueError as error:
+        if is_needed:
+            raise
+        return [], [f"left out {error}"]
+    return masks, [f"{header.path.name}: {note}" for note in notes]
 
 
 def _origin(mask: Mask, rules: Identify) -> str:

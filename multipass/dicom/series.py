@@ -15,7 +15,14 @@ import numpy as np
 from pydicom.dataset import Dataset
 
 from multipass.dicom.headers import image_type, read_dicom, short, text
-from multipass.dicom.seg_header import SEG_TAGS, SegHeader, is_seg, seg_header, why_no_seg
+from multipass.dicom.seg_header import (
+    SEG_TAGS,
+    SegHeader,
+    is_seg,
+    is_structure_set,
+    seg_header,
+    why_no_seg,
+)
 from multipass.dicom.slices import MULTIFRAME_CT, Slice, slices_of, why_no_ct
 from multipass.files import files_below
 from multipass.terminal import is_out_of_memory
@@ -92,8 +99,8 @@ class Series:
 
 @dataclass
 class Found:
-    """What a folder holds: CT series, SEG files, other DICOM files, and files that could not be
-    read, both with the reason to leave them."""
+    """What a folder holds: CT series, SEG files and RT Structure Sets, other DICOM files, and files
+    that could not be read, both with the reason to leave them."""
 
     ct: list[Series] = field(default_factory=list)
     seg: list[SegHeader] = field(default_factory=list)
@@ -130,7 +137,7 @@ def find(roots: Path | Iterable[Path]) -> Found:
             continue
         try:
             header = read_header(path)
-            if is_seg(header) and not (why := why_no_seg(header)):
+            if is_structure_set(header) or (is_seg(header) and not (why := why_no_seg(header))):
                 found.seg.append(seg_header(path, header))
             elif not is_seg(header) and not (why := why_no_ct(header)):
                 localizer = "LOCALIZER" in image_type(header)

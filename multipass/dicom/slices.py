@@ -15,6 +15,7 @@ from pydicom.uid import (
 )
 
 from multipass.dicom.headers import numbers, text
+from multipass.geometry.volume import Grid
 
 MULTIFRAME_CT = {EnhancedCTImageStorage, LegacyConvertedEnhancedCTImageStorage}
 CT_CLASSES = {CTImageStorage, *MULTIFRAME_CT}
@@ -48,6 +49,7 @@ class Slice:
 
     path: Path
     frame: int
+    sop_class: str
     sop_uid: str
     rows: int
     columns: int
@@ -63,6 +65,14 @@ class Slice:
     def normal(self) -> np.ndarray:
         row, column = np.asarray(self.orientation[:3]), np.asarray(self.orientation[3:])
         return np.cross(row, column)
+
+    @property
+    def plane(self) -> Grid:
+        """The grid of its pixels, (columns, rows, 1); the third axis is its normal."""
+        axes = np.stack([*np.split(np.asarray(self.orientation), 2), self.normal], axis=1)
+        spacing_mm = self.column_step_mm, self.row_step_mm, 1.0
+        size = self.columns, self.rows, 1
+        return Grid(size, spacing_mm, self.position_mm, tuple(axes.ravel().tolist()))
 
 
 def why_no_ct(header: Dataset) -> str:
@@ -126,6 +136,7 @@ def _slice(path: Path, frame: int, header: Dataset, tags: Dataset) -> Slice:
     return Slice(
         path=path,
         frame=frame,
+        sop_class=text(header, "SOPClassUID"),
         sop_uid=text(header, "SOPInstanceUID"),
         rows=rows,
         columns=columns,

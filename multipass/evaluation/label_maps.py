@@ -3,7 +3,6 @@ else refused with the reason."""
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +13,7 @@ from multipass.data.images import Image, distinct_whole, read_image
 from multipass.geometry.labelmaps import boxes_of, centre_of
 from multipass.geometry.lattices import Lattice, apart_mm, nearest_grid, voxel_mm
 from multipass.geometry.volume import Volume
-from multipass.structures import FEMUR, PELVIS, Key, Structure, mirror_partners
+from multipass.structures import FEMUR, PELVIS, Key, Structure, mirror_partners, named_as
 
 # A reference whose farthest voxel lies off by more than this part of a voxel is on another grid.
 SAME_GRID = 0.25
@@ -83,21 +82,17 @@ def _values_by_name(
     """{value: 1 + k} of the segments that are named as a structure is, by the same words in any
     order ('hip_left'); None where a header names no segments."""
     found = {}
-    places = {_words(structure.name): 1 + k for k, structure in enumerate(structures)}
+    places = {structure: 1 + k for k, structure in enumerate(structures)}
     segments = [key.removesuffix("_LabelValue") for key in fields if key.endswith("_LabelValue")]
     for segment in segments:
-        place = places.get(_words(fields.get(f"{segment}_Name", "")))
+        structure = named_as(fields.get(f"{segment}_Name", ""), structures)
         value = fields[f"{segment}_LabelValue"]
-        if place is not None and value.isdecimal() and int(value) <= HIGHEST_VALUE:
-            found[int(value)] = place
+        if structure is not None and value.isdecimal() and int(value) <= HIGHEST_VALUE:
+            found[int(value)] = places[structure]
     if segments and not found:
         names = ", ".join(fields.get(f"{segment}_Name", "?") for segment in segments)
         raise ValueError(f"none of its segments ({names}) is named as a structure of the network")
     return found if segments else None
-
-
-def _words(name: str) -> frozenset[str]:
-    return frozenset(re.split(r"[\W_]+", name.lower())) - {"", "bone"}
 
 
 def _start(image: Image, lattice: Lattice, name: str, is_part: bool) -> tuple[int, int, int]:

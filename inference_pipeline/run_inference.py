@@ -63,8 +63,8 @@ class Options:
     """A checkpoint of training.py."""
     passes: int | None = None
     """How often the network looks; as often as in its training by default."""
-    format: tuple[Literal["nifti", "seg"], ...] = ("nifti", "seg")
-    """mask.nii.gz, and seg.dcm for DICOM input."""
+    format: tuple[Literal["nifti", "seg", "rtstruct"], ...] = ("nifti", "seg")
+    """mask.nii.gz; for DICOM input seg.dcm, and contours as rtstruct.dcm."""
     probabilities: bool = False
     """Also write the last pass's class probabilities, on the grid of its windows."""
     meshes: Literal["none", "stl", "ply"] = "none"
@@ -154,7 +154,7 @@ def check_options(options: Options) -> None:
     """Raise ValueError for what cannot work, before anything is read or written."""
     settings_of(options)
     if not options.format:
-        raise ValueError("--format: name nifti, seg or both")
+        raise ValueError("--format: name nifti, seg, rtstruct or several of them")
     read_rules(options.structures)
 
 
@@ -242,14 +242,17 @@ def segment_case(
     with stages.stage("read"):
         scan = read_scan(case)
     if "nifti" not in options.format and not scan.slices:
-        raise ValueError("--format seg is for DICOM, and this is none: add nifti")
+        formats = " ".join(options.format)
+        raise ValueError(f"--format {formats} is for DICOM, and this is none: add nifti")
     result = look(case, scan, model, options, stages)
     meshes = "" if options.meshes == "none" else options.meshes
-    products = products_of(result.segmented, Wanted(options.format, options.probabilities, meshes))
+    what = Wanted(options.format, options.probabilities, meshes)
+    products = products_of(result.segmented, what)
     wanted = [*products, *([CASE_PAGE] if options.page else [])]
     with output.renewed(case, content, wanted) as (folder, kept):
         facts = {**result.facts, "case": case.name, "identity": identity}
-        facts |= {"structures": result.structures, "flags": [*result.flags, *kept]}
+        flags = [*result.flags, *what.not_for(scan.slices), *kept]
+        facts |= {"structures": result.structures, "flags": flags}
         page = partial(page_of, result.segmented, with_viewer=has_viewer(options))
         return write_case(folder, products, facts, stages, page if options.page else None)
 

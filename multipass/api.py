@@ -146,18 +146,21 @@ class Result:
         this program did not write stays.
 
         Args:
-            formats: 'nifti', 'seg' or both.
+            formats: of 'nifti', and of 'seg' and 'rtstruct', which are for a DICOM series.
             meshes: 'stl' or 'ply' for a surface of each structure, in mm, LPS.
 
         Returns:
             report.json's content.
 
         Raises:
-            ValueError: the folder holds something else, or a file could not be written; the others
-                stand then.
+            ValueError: no such format, or none for this scan; the folder holds something else, or
+                a file could not be written; the others stand then.
         """
         folder = Path(folder)
-        products = products_of(self.segmented, Wanted(formats, True, meshes))
+        wanted = Wanted(formats, True, meshes)
+        if impossible := wanted.not_for(self.segmented.slices):
+            raise ValueError("; ".join(impossible))
+        products = products_of(self.segmented, wanted)
         with renewed(folder, list(products)) as (temporary, kept):
             facts = {**self.facts, "flags": [*self.flags, *kept], "problems": [], "scores": []}
             facts |= {"case": folder.resolve().name, "structures": self.structures}

@@ -26,7 +26,7 @@ class Case:
 
     Attributes:
         name: safe as a folder's name, and unique among the cases found with it.
-        seg: SEG files that belong to the series.
+        seg: SEG files and RT Structure Sets that belong to the series.
         reference_path: a label map beside an image file.
         notes: what a person should know of the files.
     """

@@ -65,7 +65,7 @@ def prepare_patient(
     """
     found = find_images(folder)
     if not found.seg:
-        raise ValueError(f"no DICOM SEG in {_where(folder, SEG_FOLDER)}")
+        raise ValueError(f"no DICOM SEG or RT Structure Set in {_where(folder, SEG_FOLDER)}")
     series, others = choose(found, series_uid)
     headers, notes = fitting(found.seg, series, fit(found), series.uid == series_uid)
     if not headers:

@@ -1,8 +1,8 @@
 """Finding the scans to segment below a folder: DICOM series, image files, patient files, archives.
 
-A reference is a DICOM SEG in the same tree that belongs to the series (see `dicom.belonging`), or,
-beside an image file, a label map of the same name with `_seg`, `-seg`, `.seg`, `_label`, `-label`,
-`_reference` or `-reference` appended (`scan.nii.gz`, `scan_seg.nii.gz`), on the scan's grid, its
+A reference is a DICOM SEG or RT Structure Set in the same tree that belongs to the series (see
+`dicom.belonging`), or, beside an image file, a label map of the same name with `_seg`, `-seg`,
+`.seg`, `_label`, `-label`, `_reference` or `-reference` appended (`scan.nii.gz`, `scan_seg.nii.gz`), on the scan's grid, its
 values those of the structure table; a segmentation of 3D Slicer (`scan.seg.nrrd`) says by names
 what its values are. Folders of results, known by their report.json, are left alone.
 """

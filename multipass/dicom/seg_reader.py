@@ -69,14 +69,9 @@ def read_reference(
     by_contours: set[Key] = set()
     for header in sorted(headers, key=lambda header: header.is_contours):
         earlier = set(found.pieces)
-<<<<<<< HEAD
-        masks = read_masks(header.path, ct)
-        notes += [f"{header.path.name}: {masks[0].note}"] if masks[0].note else []
-=======
         by_seg = earlier - by_contours
         masks, remarks = _masks_of(header, ct, rules, is_needed=not by_seg)
         notes += remarks
->>>>>>> 47c380d (RT Structure Sets in and out: outlines with keyholes on the source slices)
         for mask in masks:
             label = mask.attributes["SegmentLabel"]
             piece, outside = placed(mask, grid, ct, frame)
@@ -111,7 +106,8 @@ def _masks_of(
 ) -> tuple[list[Mask], list[str]]:
     """A file's masks, and notes. Contours that are not needed and cannot be read are noted."""
     if not header.is_contours:
-        return read_masks(header.path, ct), []
+        masks = read_masks(header.path, ct)
+        return masks, [f"{header.path.name}: {masks[0].note}"] if masks[0].note else []
     if ct is None:
         raise ValueError(f"{header.path.name}: contours need the slices of a DICOM CT")
     try:

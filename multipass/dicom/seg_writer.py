@@ -43,14 +43,14 @@ def write_seg(
     grid: Grid,
     slices: Sequence[Slice],
     structures: Sequence[Structure],
-    is_tilted: bool = False,
+    is_resampled: bool = False,
 ) -> None:
     """Writes the mask as a DICOM SEG that refers to its source slices, and reads it back.
 
     Args:
         mask: (X, Y, Z) on the scan's own grid, 1 + k for structures[k]; not empty.
         slices: along the grid's third axis.
-        is_tilted: the slices lie askew in the grid, so that frames cannot refer to single ones.
+        is_resampled: the slices lie askew in the grid, so that frames cannot refer to single ones.
 
     Raises:
         ValueError: dcmqi failed, or its file does not hold this mask and these references.
@@ -60,22 +60,24 @@ def write_seg(
         raise ValueError("a SEG of an empty mask cannot be written")
     mask = np.asfortranarray(mask)
     # dcmqi takes its time for every slice that it is given, whether or not a bone is in it.
-    held = slice(0, grid.size[2]) if is_tilted else box[2]
+    held = slice(0, grid.size[2]) if is_resampled else box[2]
     part = mask[:, :, held]
     volume = Volume(part, grid.cropped((0, 0, held.start), ints3(part.shape)))
     several = is_multiframe(slices)
-    dataset = _converted(volume, slices[held], structures, is_tilted, several)
+    dataset = _converted(volume, slices[held], structures, is_resampled, several)
     _settle(dataset, slices[0].path)
     with replacing(path) as temporary:
         dataset.save_as(temporary)
-        check_seg(pydicom.dcmread(temporary), mask, grid, () if is_tilted else slices, structures)
+        check_seg(
+            pydicom.dcmread(temporary), mask, grid, () if is_resampled else slices, structures
+        )
 
 
 def _converted(
     mask: Volume,
     slices: Sequence[Slice],
     structures: Sequence[Structure],
-    is_tilted: bool,
+    is_resampled: bool,
     several: bool,
 ) -> Dataset:
     """What dcmqi makes of a mask; `several`: the CT is a file of several frames."""
@@ -94,7 +96,7 @@ def _converted(
         arguments = ["--inputImageList", str(folder / "mask.nrrd")]
         arguments += ["--inputDICOMDirectory", str(sources)]
         arguments += ["--inputMetadata", str(folder / "meta.json")]
-        if is_tilted:
+        if is_resampled:
             arguments += ["--referencesGeometryCheck", "0"]
         _convert([*arguments, "--outputDICOM", str(folder / "seg.dcm")])
         if not (folder / "seg.dcm").exists():

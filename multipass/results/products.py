@@ -16,6 +16,7 @@ import numpy as np
 import SimpleITK as sitk
 import torch
 
+from multipass.dicom.rt_writer import write_rtstruct
 from multipass.dicom.seg_writer import write_seg
 from multipass.dicom.slices import Slice
 from multipass.geometry.meshes import mesh_of, write_mesh
@@ -33,7 +34,11 @@ from multipass.structures import Structure
 from multipass.terminal import one_sentence
 
 FORMATS = ("nifti", "seg")
-SEG = "seg.dcm"
+# What can be written of a DICOM scan alone, by its format.
+DICOM_NAMES = {"seg": "seg.dcm", "rtstruct": "rtstruct.dcm"}
+SEG = DICOM_NAMES["seg"]
+# Of a case, what a DICOM object is made of.
+WRITTEN = ("mask", "grid", "slices", "structures", "is_resampled")
 Write = Callable[[Path], object]
 
 
@@ -65,11 +70,26 @@ class Segmented:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Which files of a case; 'nifti' and 'seg' are formats, `meshes` is 'stl', 'ply' or ''."""
+    """Which files of a case; `meshes` is 'stl', 'ply' or ''.
+
+    Raises:
+        ValueError: a format that there is not.
+    """
 
     formats: Sequence[str] = FORMATS
     probabilities: bool = False
     meshes: str = ""
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.formats) - {"nifti", *DICOM_NAMES}:
+            known = ", ".join(("nifti", *DICOM_NAMES))
+            raise ValueError(f"no format '{min(unknown)}'; there are {known}")
+
+    def not_for(self, slices: Sequence[Slice]) -> list[str]:
+        """A sentence for each format beyond the usual ones that a scan cannot have."""
+        asked_for = [name for name in self.formats if name in DICOM_NAMES and name not in FORMATS]
+        why = "only a scan whose DICOM slices are at hand can have one"
+        return [] if slices else [f"no {DICOM_NAMES[name]}: {why}" for name in asked_for]
 
 
 def products_of(case: Segmented, wanted: Wanted) -> dict[str, Write]:
@@ -81,9 +101,11 @@ def products_of(case: Segmented, wanted: Wanted) -> dict[str, Write]:
         resampled = Volume(from_upright(case.upright.array, case.grid), case.grid)
         products["ct.nii.gz"] = lambda path: write_image(path, to_sitk(resampled))
     # DICOM knows no SEG without a segment.
-    if "seg" in wanted.formats and case.slices and case.mask.any():
-        what = case.mask, case.grid, case.slices, case.structures, case.is_resampled
-        products[SEG] = lambda path: write_seg(path, *what)
+    if case.slices and case.mask.any():
+        what = {name: getattr(case, name) for name in WRITTEN}
+        for name, write in {"seg": write_seg, "rtstruct": write_rtstruct}.items():
+            if name in wanted.formats:
+                products[DICOM_NAMES[name]] = partial(write, **what)
     if wanted.probabilities and case.result is not None:
         products["probabilities.nii.gz"] = partial(write_probabilities, result=case.result)
     for k, structure in enumerate(case.structures) if wanted.meshes else ():

@@ -5,16 +5,23 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
+from contextlib import ExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pydicom
 import pytest
+import SimpleITK as sitk
 from dicom_files import bones, write_slices
 from enhanced import write_enhanced
 from orientation import ORDERS, oriented
 from pydicom.dataset import Dataset
 
+from multipass.data.prepare import prepare_patient
+from multipass.data.scan import read_scan
+from multipass.data.scans import find_cases
 from multipass.dicom.belonging import fitting
 from multipass.dicom.choice import choose
 from multipass.dicom.ct import CT, read_ct
@@ -22,7 +29,8 @@ from multipass.dicom.rt_reader import read_contours
 from multipass.dicom.rt_writer import write_rtstruct
 from multipass.dicom.seg_reader import read_reference
 from multipass.dicom.series import find
-from multipass.geometry.volume import Grid, Volume, from_upright, upright_grid
+from multipass.evaluation.scoring import reference_labels
+from multipass.geometry.volume import Grid, Volume, from_sitk, from_upright, upright_grid
 from multipass.structures import PELVIS, by_codes, read_rules
 
 SIZE = (40, 28, 14)
@@ -124,6 +132,152 @@ def test_our_own_is_no_reference_until_a_person_corrects_it(scan, tmp_path):
     drawn_by_hand(tmp_path / "rt.dcm")
     (header,) = find(tmp_path).seg
     assert not header.is_own
+
+
+@pytest.mark.parametrize("drift_mm", [0.0, 1.2])
+def test_slices_that_were_resampled_get_the_nearest_labels(tmp_path, drift_mm):
+    """Uneven ones, and those of a tilted gantry."""
+    heights = np.cumsum([0, *(3, 3, 5, 3, 4, 3, 3, 5, 3, 3, 3, 4, 3)]) if not drift_mm else None
+    heights = np.arange(SIZE[2]) * 3.0 if heights is None else heights
+    places = np.stack([0 * heights, drift_mm / 3 * heights, heights], axis=1)
+    hounsfield, label = bones(SIZE)
+    write_slices(tmp_path / "ct", hounsfield, places, spacing_mm=(2.0, 1.5))
+    ct = read_ct(choose(find(tmp_path / "ct"))[0])
+    assert ct.is_resampled
+    grid = ct.volume.grid
+    mask = (ct.volume.array > 400).astype(np.uint8)
+    write_rtstruct(tmp_path / "rt.dcm", mask, grid, ct.slices, PELVIS, is_resampled=True)
+    (found,) = contours_of(tmp_path / "rt.dcm", ct).values()
+    both = np.count_nonzero(found & (label > 0))
+    assert 2 * both / (np.count_nonzero(found) + np.count_nonzero(label)) > 0.95
+    place = {piece.sop_uid: piece for piece in ct.slices}
+    for contour in pydicom.dcmread(tmp_path / "rt.dcm").ROIContourSequence[0].ContourSequence:
+        piece = place[contour.ContourImageSequence[0].ReferencedSOPInstanceUID]
+        points = np.reshape(contour.ContourData, (-1, 3)).astype(float)
+        assert np.abs((points - piece.position_mm) @ piece.normal).max() < 0.01
+
+
+def test_frames_of_one_file_are_referred_to_by_number(scan, tmp_path):
+    folder, _, label = scan
+    write_enhanced(sorted((folder / "ct").iterdir()), tmp_path / "ct" / "all.dcm")
+    ct = read_ct(choose(find(tmp_path / "ct"))[0])
+    for value, one in enumerate(written(tmp_path / "rt.dcm", ct, label).values(), 1):
+        assert np.array_equal(one, label == value)
+    region = pydicom.dcmread(tmp_path / "rt.dcm").ROIContourSequence[0]
+    numbers = {c.ContourImageSequence[0].ReferencedFrameNumber for c in region.ContourSequence}
+    assert numbers == {piece.frame + 1 for k, piece in enumerate(ct.slices) if 1 in label[:, :, k]}
+
+
+def test_a_source_against_the_rules_is_referred_to_as_it_is(scan, tmp_path, recwarn):
+    folder, _, label = scan
+    series = "1.2.840.00099.1"
+    for k, path in enumerate(sorted((folder / "ct").iterdir())):
+        dataset = pydicom.dcmread(path)
+        for keyword in ("PatientBirthDate", "StudyID", "AccessionNumber", "PatientSex"):
+            delattr(dataset, keyword)
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID = "1.2.840.0001", series
+        dataset.SOPInstanceUID = f"{series}.{k:03d}"
+        dataset.PatientName = "Müller^Åsa"
+        dataset.SpecificCharacterSet = "ISO_IR 100"
+        (tmp_path / "ct").mkdir(exist_ok=True)
+        dataset.save_as(tmp_path / "ct" / path.name)
+    ct = read_ct(choose(find(tmp_path / "ct"))[0])
+    recwarn.clear()
+    write_rtstruct(tmp_path / "rt.dcm", label, ct.volume.grid, ct.slices, PELVIS)
+    assert not recwarn.list
+    dataset = pydicom.dcmread(tmp_path / "rt.dcm")
+    assert dataset.StudyInstanceUID == "1.2.840.0001" and dataset.PatientName == "Müller^Åsa"
+    assert dataset.PatientSex == "" and "StudyID" in dataset
+    drawn_by_hand(tmp_path / "rt.dcm")
+    found = find(tmp_path)
+    assert fitting(found.seg, found.ct[0], found.ct) == (found.seg, [])
+
+
+@pytest.mark.skipif(shutil.which("dciodvfy") is None, reason="dicom3tools is not installed")
+def test_dciodvfy_finds_no_error(scan, tmp_path):
+    _, ct, label = scan
+    write_rtstruct(tmp_path / "rt.dcm", label, ct.volume.grid, ct.slices, PELVIS)
+    command = ["dciodvfy", str(tmp_path / "rt.dcm")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "RTStructureSet" in done.stdout + done.stderr  # the object that it took it for
+    assert not [line for line in done.stderr.splitlines() if line.startswith("Error")]
+
+
+PLASTIMATCH = shutil.which("plastimatch") or shutil.which(
+    "plastimatch", path=str(Path(sys.executable).parent)
+)
+
+
+@pytest.mark.skipif(PLASTIMATCH is None, reason="plastimatch is not installed")
+def test_plastimatch_reads_the_mask(tmp_path):
+    grid = Grid((110, 100, 30), (1.0, 1.0, 1.0), (-55.0, -40.0, -14.5))
+    x, y, z = (axis + o for axis, o in zip(np.ogrid[:110, :100, :30], grid.origin_mm, strict=True))
+    label = np.zeros(grid.size, np.uint8)
+    radius = np.sqrt((np.abs(x) - 25) ** 2 + y**2 + (1.3 * z) ** 2)
+    label[(radius < 24) & (radius > 20)] = 1  # hollow
+    label[(radius < 24) & (np.abs(np.sin(x / 3)) > 0.4) & (x < 0)] = 2  # in sheets
+    ct = write_volume(tmp_path / "ct", Volume(label.astype(np.int16), grid))
+    write_rtstruct(tmp_path / "rt.dcm", label, ct.volume.grid, ct.slices, PELVIS)
+    command = [PLASTIMATCH, "convert", "--input", tmp_path / "rt.dcm", "--referenced-ct"]
+    command += [tmp_path / "ct", "--prefix-format", "nrrd", "--output-prefix", tmp_path / "out"]
+    subprocess.run(command, check=True, capture_output=True)
+    for value in (1, 2):
+        found = from_sitk(sitk.ReadImage(tmp_path / "out" / f"{PELVIS[value - 1].name}.nrrd"))
+        assert found.grid == ct.volume.grid
+        both = np.count_nonzero(found.array[label == value])
+        dice = 2 * both / (np.count_nonzero(found.array) + np.count_nonzero(label == value))
+        assert dice >= 0.98
+
+
+# ---------------------------------------------------------- as labels, as a reference
+
+
+@pytest.fixture(scope="module")
+def patient(cohort_dir, tmp_path_factory):
+    """A patient whose only labels are contours, and the one with a SEG that they were made of."""
+    folder = tmp_path_factory.mktemp("cohort") / "Patient_01"
+    shutil.copytree(cohort_dir / "Patient_01" / "im_1", folder / "im_1")
+    found = find(cohort_dir / "Patient_01")
+    ct = read_ct(choose(found)[0])
+    label = read_reference(found.seg, upright_grid(ct.volume.grid), ct=ct).labels()
+    mask = np.ascontiguousarray(from_upright(label, ct.volume.grid))
+    write_rtstruct(folder / "im_3" / "rt.dcm", mask, ct.volume.grid, ct.slices, PELVIS)
+    drawn_by_hand(folder / "im_3" / "rt.dcm")
+    return folder, cohort_dir / "Patient_01"
+
+
+def test_contours_are_labels_for_training(patient):
+    folder, of_seg = patient
+    seen, _ = prepare_patient(folder, folder.parent)
+    wanted, _ = prepare_patient(of_seg, of_seg.parent)
+    assert seen["structures"] == wanted["structures"]
+    assert np.array_equal(seen["fractions"], wanted["fractions"])
+
+
+def test_beside_a_seg_contours_give_what_it_has_not(patient, tmp_path):
+    folder, of_seg = patient
+    shutil.copytree(folder, tmp_path / "Patient_01")
+    (path,) = (of_seg / "im_3").iterdir()
+    shutil.copy(path, tmp_path / "Patient_01" / "im_3" / "seg.dcm")
+    seen, facts = prepare_patient(tmp_path / "Patient_01", tmp_path)
+    assert "rt.dcm: its sacrum gives way to a SEG's" in facts["notes"]
+    assert seen["structures"] == prepare_patient(folder, folder.parent)[0]["structures"]
+    dataset = pydicom.dcmread(tmp_path / "Patient_01" / "im_3" / "rt.dcm")
+    dataset.ROIContourSequence[0].ContourSequence[0].ContourData[2] += 50
+    dataset.save_as(tmp_path / "Patient_01" / "im_3" / "rt.dcm")
+    _, facts = prepare_patient(tmp_path / "Patient_01", tmp_path)
+    assert "left out rt.dcm: 'left hip bone' is drawn across the slices" in facts["notes"]
+
+
+def test_contours_are_a_reference_for_scores(patient):
+    folder, of_seg = patient
+    with ExitStack() as stack:
+        labels = [
+            reference_labels(case, read_scan(case), PELVIS)
+            for one in (folder, of_seg)
+            for case in find_cases(one, stack).cases
+        ]
+    assert np.array_equal(labels[0][0], labels[1][0]) and labels[0][1] == labels[1][1]
 
 
 def drawn_by_hand(path) -> None:

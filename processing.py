@@ -7,7 +7,8 @@ Each patient is `INPUT/Patient_XX/im_1/` (the CT, one DICOM file a slice) and `.
 DICOM SEG or RT Structure Set). For each, `OUTPUT/Patient_XX.pkl` is written, then
 `complete_dataset.pkl` of them all, `processing_report.csv` and the contact sheet
 `processing_report.png`. A second run does only what is missing or changed, and removes the files of
-patients whose folders are gone; one output holds one input's patients. The exit code is 0 only if every patient was processed.
+patients whose folders are gone; one output holds one input's patients. The exit code is 0 only if
+every patient was processed.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 
 A reference is a DICOM SEG or RT Structure Set in the same tree that belongs to the series (see
 `dicom.belonging`), or, beside an image file, a label map of the same name with `_seg`, `-seg`,
-`.seg`, `_label`, `-label`, `_reference` or `-reference` appended (`scan.nii.gz`, `scan_seg.nii.gz`), on the scan's grid, its
-values those of the structure table; a segmentation of 3D Slicer (`scan.seg.nrrd`) says by names
-what its values are. Folders of results, known by their report.json, are left alone.
+`.seg`, `_label`, `-label`, `_reference` or `-reference` appended (`scan.nii.gz`,
+`scan_seg.nii.gz`), on the scan's grid, its values those of the structure table; a segmentation of
+3D Slicer (`scan.seg.nrrd`) says by names what its values are. Folders of results, known by their
+report.json, are left alone.
 """
 
 from __future__ import annotations

@@ -213,7 +213,7 @@ def write_report(rows: list[dict], output: Path) -> list[str]:
     with (
         told(problems, "processing_report.csv"),
         replacing(output / "processing_report.csv") as temporary,
-        temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as file,
+        temporary.open("w", newline="", encoding="utf-8-sig", errors="backslashreplace") as file,
     ):
         writer = csv.DictWriter(file, REPORT_COLUMNS, restval="")
         writer.writeheader()

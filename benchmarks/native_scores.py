@@ -185,7 +185,7 @@ def over_patients(values: dict[str, float], rows: Sequence[dict[str, Any]], digi
 def read_rows(paths: Sequence[Path]) -> list[dict[str, str]]:
     rows: list[dict[str, str]] = []
     for path in paths:
-        with path.open(newline="", encoding="utf-8") as file:
+        with path.open(newline="", encoding="utf-8-sig") as file:
             rows += csv.DictReader(file)
     return rows
 

@@ -23,6 +23,7 @@ import SimpleITK as sitk
 from multipass.data.scan import Scan
 from multipass.data.source import Source, opened
 from multipass.files import ROOT, code_sha256
+from multipass.geometry.field_of_view import field_of_view
 from multipass.geometry.labelmaps import LEAST_PART_MM3
 from multipass.geometry.volume import Volume, to_sitk
 from multipass.geometry.windows import PART_VOXEL_MM
@@ -33,6 +34,7 @@ from multipass.model.mirrored import with_mirroring
 from multipass.model.way_back import own_grid_labels
 from multipass.results import findings
 from multipass.results.case_folder import renewed
+from multipass.results.places import Looked, places_of
 from multipass.results.products import (
     FORMATS,
     Segmented,
@@ -243,14 +245,18 @@ def look(
         labels = bone_labels(found[-1], scan.upright.grid, least_mm3)
         mask = own_grid_labels(found[-1], scan.grid, labels, least_mm3)
     with stages.stage("findings"):
-        rows = findings.describe(labels, scan.upright, found, model.structures, scan.view)
+        view = scan.view or field_of_view(scan.upright)
+        rows = findings.describe(labels, scan.upright, found, model.structures, view)
         flags = [printable(note) for note in scan.notes]
         if scan.is_resampled:
             flags.append("mask and SEG lie on the grid of ct.nii.gz beside them")
         flags += findings.flags_of(rows, model.structures, found)
+        looked = Looked(Volume(labels, scan.upright.grid), view, found)
+        places = places_of(rows, model.structures, looked)
     segmented = Segmented(
         name, scan.upright, labels, scan.grid, mask, scan.slices, model.structures,
         found[-1] if settings.probabilities else None, None, flags, scan.is_resampled,
     )  # fmt: skip
     facts = {"model": model.info, "grid": vars(scan.grid), "is_oblique": scan.is_oblique}
+    facts["flag_places"] = places
     return Result(rows, facts, segmented, stages), found

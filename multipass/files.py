@@ -15,6 +15,8 @@ from functools import cache
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
+# What pages are made of is code, too.
+CODE = (".py", ".html", ".css", ".js")
 LOCK_NAME = ".multipass.lock"
 _CHUNK_BYTES = 1 << 22
 # 50 letters of at most 4 bytes, and what is added, stay below the 255 bytes of a file's name.
@@ -226,5 +228,5 @@ def sha256_of(paths: Iterable[Path]) -> str:
 @cache
 def code_sha256() -> str:
     """Of the code that makes results, in all rooms: results of other code are made again."""
-    folders = (ROOT / "multipass", ROOT / "inference_pipeline")
-    return sha256_of(path for folder in folders for path in sorted(folder.rglob("*.py")))
+    code = [path for kind in CODE for path in (ROOT / "multipass").rglob(f"*{kind}")]
+    return sha256_of(sorted([*code, *(ROOT / "inference_pipeline").rglob("*.py")]))

@@ -18,8 +18,9 @@ def test_code_sha256_covers_every_room(monkeypatch):
     hashed = []
     monkeypatch.setattr(files, "sha256_of", lambda paths: hashed.extend(paths) or "")
     files.code_sha256.__wrapped__()
-    package = set((files.ROOT / "multipass").rglob("*.py"))
-    assert package <= set(hashed)
+    kinds = (".py", ".html", ".css", ".js")
+    package = {path for kind in kinds for path in (files.ROOT / "multipass").rglob(f"*{kind}")}
+    assert package <= set(hashed) and {path.suffix for path in package} == {*kinds}
     rooms = {path.parent.name for path in hashed}
     assert {"geometry", "dicom", "data", "model", "evaluation", "results", "anatomy"} <= rooms
     assert files.ROOT / "inference_pipeline" / "run_inference.py" in hashed

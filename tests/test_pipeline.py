@@ -30,7 +30,7 @@ def run(script: str, *arguments: object, cwd: Path) -> subprocess.CompletedProce
 
 
 def read_table(path: Path) -> list[dict[str, str]]:
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig") as file:
         return list(csv.DictReader(file))
 
 

@@ -28,8 +28,12 @@ FEW_NOTE = "Intervals are over cases: too narrow for fewer than 10, their range 
 
 
 def write_summary(path: Path, rows: Iterable[dict[str, Any]]) -> None:
-    """One line a case, pass and structure; what is unknown is left blank."""
-    with replacing(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+    """One line a case, pass and structure; what is unknown is left blank. UTF-8 with the mark by
+    which spreadsheets know it."""
+    with (
+        replacing(path) as temporary,
+        temporary.open("w", newline="", encoding="utf-8-sig", errors="backslashreplace") as file,
+    ):
         writer = csv.DictWriter(file, COLUMNS, restval="", extrasaction="ignore")
         writer.writeheader()
         writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)

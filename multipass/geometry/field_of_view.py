@@ -30,7 +30,13 @@ class FieldOfView:
     rim: float = 0.0
 
     def cuts(self, mask: np.ndarray, grid: Grid) -> bool:
-        """Whether a structure touches an end of the scan or columns outside its field of view.
+        """Whether a structure touches an end of the scan or columns outside its field of view, see
+        `cut_voxels`."""
+        return len(self.cut_voxels(mask, grid)) > 0
+
+    def cut_voxels(self, mask: np.ndarray, grid: Grid) -> np.ndarray:
+        """(n, 3) indices of voxels by which a structure touches an end of the scan or columns
+        outside its field of view; there are others only between them.
 
         Args:
             mask: the structure in its bounding box; bool or fractions.
@@ -45,10 +51,9 @@ class FieldOfView:
         voxels = np.concatenate([np.stack([x, y, z], axis=1) for z in ends])
         at = voxels @ to_index[:3, :3].T + to_index[:3, 3]
         first = 0.5 + self.rim
-        if (at < first).any() or (at > np.subtract(self.size, 1) - first).any():
-            return True
-        i, j = np.rint(at[:, :2]).astype(int).T
-        return bool(ndimage.binary_dilation(self.unseen)[i, j].any())
+        outside = ((at < first) | (at > np.subtract(self.size, 1) - first)).any(axis=1)
+        i, j = np.clip(np.rint(at[:, :2]).astype(int), 0, np.subtract(self.size[:2], 1)).T
+        return voxels[outside | ndimage.binary_dilation(self.unseen)[i, j]]
 
 
 def field_of_view(volume: Volume) -> FieldOfView:

@@ -43,6 +43,18 @@ def centre_of(mask: np.ndarray) -> np.ndarray:
     return np.array([p @ np.arange(len(p)) / p.sum() for p in profiles])
 
 
+def middle_voxel(voxels: np.ndarray, grid: Grid) -> np.ndarray:
+    """(3,) LPS mm of that voxel of a structure that is nearest to the middle of them all: a curved
+    bone's centre lies beside it.
+
+    Args:
+        voxels: (n, 3) indices on `grid`, at least one.
+    """
+    away_mm = (voxels - voxels.mean(axis=0)) * grid.spacing_mm
+    voxel = voxels[np.square(away_mm).sum(axis=1).argmin()]
+    return grid.affine[:3, :3] @ voxel + grid.affine[:3, 3]
+
+
 def voxel_counts(labels: np.ndarray, count: int) -> np.ndarray:
     """Voxels of each value from 0 to `count`; slice by slice, since bincount makes int64 copies."""
     slices = labels.transpose(2, 1, 0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,10 @@ from multipass.structures import FEMUR, HIP, Structure, mirror_partners
 LOW_CONFIDENCE = 0.82
 # 1 - Dice between the last two passes, on the last pass's window.
 LARGE_DISAGREEMENT = 0.12
+CUT = "cut by the field of view"
+BEYOND_WINDOW = "at the edge of what the last pass saw"
+IN_PARTS = "in several parts"
+DISAGREEMENT = "the passes disagree"
 # A second part of a structure counts from 1 mL: smaller ones are specks.
 PART_ML = 1.0
 # Whole bones of adults with a wide margin, in mL; (lower, upper) per code. The lower bound applies
@@ -81,26 +85,40 @@ def flags_of(
 ) -> list[str]:
     """Sentences on what may be wrong, the gravest first; from the rows of `describe`. Where nothing
     was found, that alone."""
-    missing = [row["name"] for row in rows if row["status"] == "missing"]
-    if len(missing) == len(rows):
+    if all(row["status"] == "missing" for row in rows):
         return [NOTHING]
     flags = list(dict.fromkeys(flag for result in results for flag in result.flags))
-    named = {
-        "missing": missing,
+    flagged = flagged_structures(rows, structures, results)
+    return flags + [sentence(what, rows, indices) for what, indices in flagged.items()]
+
+
+def flagged_structures(
+    rows: Sequence[dict[str, Any]], structures: Sequence[Structure], results: Sequence[PassResult]
+) -> dict[str, list[int]]:
+    """What may be wrong with structures, the gravest first, and with which: indices of `rows`."""
+    flagged = {
+        "missing": _those(rows, lambda row: row["status"] == "missing"),
         "left and right inverted": _inverted(rows, structures),
-        "side uncertain": [
-            rows[k]["name"] for k in results[-1].unsure_sides if rows[k]["name"] not in missing
-        ],
-        "cut by the field of view": [r["name"] for r in rows if r["status"] == "cut"],
-        "at the edge of what the last pass saw": [r["name"] for r in rows if r["beyond_window"]],
-        "in several parts": [r["name"] for r in rows if r["parts"] > 1],
-        "implausible volume": [r["name"] for r in rows if _is_implausible(r)],
-        "low confidence": [r["name"] for r in rows if _above(LOW_CONFIDENCE, r["confidence"])],
-        "the passes disagree": [
-            r["name"] for r in rows if _above(r["disagreement"], LARGE_DISAGREEMENT)
-        ],
+        "side uncertain": [k for k in results[-1].unsure_sides if rows[k]["status"] != "missing"],
+        CUT: _those(rows, lambda row: row["status"] == "cut"),
+        BEYOND_WINDOW: _those(rows, lambda row: row["beyond_window"]),
+        IN_PARTS: _those(rows, lambda row: row["parts"] > 1),
+        "implausible volume": _those(rows, _is_implausible),
+        "low confidence": _those(rows, lambda row: _above(LOW_CONFIDENCE, row["confidence"])),
+        DISAGREEMENT: _those(rows, lambda row: _above(row["disagreement"], LARGE_DISAGREEMENT)),
     }
-    return flags + [f"{what}: {', '.join(names)}" for what, names in named.items() if names]
+    return {what: indices for what, indices in flagged.items() if indices}
+
+
+def sentence(what: str, rows: Sequence[dict[str, Any]], indices: Sequence[int]) -> str:
+    """'what: left hip bone, sacrum'."""
+    return f"{what}: {', '.join(rows[k]['name'] for k in indices)}"
+
+
+def _those(
+    rows: Sequence[dict[str, Any]], is_flagged: Callable[[dict[str, Any]], bool]
+) -> list[int]:
+    return [k for k, row in enumerate(rows) if is_flagged(row)]
 
 
 def on_windows(result: PassResult) -> Volume:
@@ -173,14 +191,14 @@ def _inside(
     }
 
 
-def _inverted(rows: Sequence[dict[str, Any]], structures: Sequence[Structure]) -> list[str]:
+def _inverted(rows: Sequence[dict[str, Any]], structures: Sequence[Structure]) -> list[int]:
     """Structures that lie to the patient's wrong side of their partner; LPS x grows to the left."""
-    names = []
+    indices = []
     for k, partner in enumerate(mirror_partners(structures)):
         here, there = rows[k]["centre_mm"], rows[partner]["centre_mm"]
         if structures[k].side == "left" and partner != k and here and there and here[0] < there[0]:
-            names += [rows[k]["name"], rows[partner]["name"]]
-    return names
+            indices += [k, partner]
+    return indices
 
 
 def _is_implausible(row: dict[str, Any]) -> bool:

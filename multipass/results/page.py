@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Sequence
+from functools import cache
 from html import escape
+from importlib import resources
 from pathlib import Path
+from string import Template
 from typing import Any
+from urllib.parse import quote
 
 from multipass.files import replacing
 from multipass.results.viewer import VIEWER_NAME, viewer_script
@@ -14,96 +19,10 @@ from multipass.results.viewer import VIEWER_NAME, viewer_script
 CASE_PAGE = "view.html"
 INDEX = "index.html"
 SCRIPTLESS = (
-    "The slices and the bones in 3D need NiiVue: <code>pip install ipyniivue</code>, then run "
-    "again with <code>--overwrite</code>. The picture below is complete without it."
+    "The slices and the bones in 3D need NiiVue: install the ipyniivue of requirements.txt, then "
+    "run again. The picture below is complete without it."
 )
-STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --paper: #fff; --line: #d5dae0; --warn: #9a4b00;
-  --soft: #f3f5f7; --link: #0b57a4; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e8eb; --paper: #14171a; --line: #363c43;
-  --warn: #ffb454; --soft: #1d2125; --link: #8ab8f0; } }
-body { font: 15px/1.45 system-ui, sans-serif; color: var(--ink); background: var(--paper);
-  margin: 1.5rem auto; max-width: 1200px; padding: 0 1rem; }
-a { color: var(--link); } a:focus-visible, canvas:focus-visible, :focus-visible {
-  outline: 2px solid var(--link); outline-offset: 2px; }
-table { border-collapse: collapse; width: 100%; margin: 1rem 0; display: block; overflow-x: auto; }
-th, td { text-align: left; padding: .35rem .7rem; border-bottom: 1px solid var(--line);
-  vertical-align: top; } th { background: var(--soft); }
-th:nth-child(n + 3) { text-align: right; } td.n { text-align: right;
-  font-variant-numeric: tabular-nums; }
-.from { font-size: 80%; overflow-wrap: anywhere; }
-.flags { color: var(--warn); } .chip { display: inline-block; width: .8em; height: .8em;
-  border-radius: 2px; margin-right: .4em; }
-.views { display: grid; grid-template-columns: 2fr 1fr; gap: .5rem; } @media (max-width: 800px) {
-  .views { grid-template-columns: 1fr; } } .view { height: 62vh; background: #000; }
-.controls { display: flex; flex-wrap: wrap; gap: 1rem; align-items: center; margin: .6rem 0; }
-img { max-width: 100%; }
-"""
-SCRIPT = """
-const data = JSON.parse(document.getElementById('data').textContent);
-const bytes = text => Uint8Array.from(atob(text), c => c.charCodeAt(0)).buffer;
-const by = id => document.getElementById(id);
-async function start() {
-  const common = {isRadiologicalConvention: true, dragAndDropEnabled: false,
-    backColor: [0, 0, 0, 1], loadingText: ''};
-  const slices = new Niivue({...common, multiplanarShowRender: 0, show3Dcrosshair: false});
-  await slices.attachToCanvas(by('slices'));
-  await slices.loadFromArrayBuffer(bytes(data.ct), 'ct.nii.gz');
-  await slices.loadFromArrayBuffer(bytes(data.labels), 'labels.nii.gz');
-  const column = c => [0, ...data.colours.map(rgb => rgb[c])];
-  slices.volumes[1].setColormapLabel({R: column(0), G: column(1), B: column(2),
-    A: [0, ...data.colours.map(() => 255)], I: [0, ...data.colours.map((_, k) => k + 1)],
-    labels: ['', ...data.names]});
-  slices.setSliceType(3);
-  const show = () => {
-    slices.volumes[0].cal_min = Number(by('low').value);
-    slices.volumes[0].cal_max = Math.max(Number(by('high').value), Number(by('low').value) + 1);
-    slices.setOpacity(1, Number(by('opacity').value));
-    slices.updateGLVolume();
-    by('window').textContent = `${by('low').value} to ${by('high').value} HU`;
-  };
-  for (const id of ['low', 'high', 'opacity']) by(id).addEventListener('input', show);
-  for (const button of document.querySelectorAll('[data-window]'))
-    button.addEventListener('click', () => {
-      [by('low').value, by('high').value] = button.dataset.window.split(',');
-      show();
-    });
-  slices.onLocationChange = place => {
-    const [hounsfield, value] = place.values.map(shown => Math.round(shown.value));
-    const [right, front, up] = Array.from(place.mm, Math.round);
-    by('place').textContent = `${hounsfield} HU${value ? ', ' + data.names[value - 1] : ''}, at ` +
-      `${-right}, ${-front}, ${up} mm (to the left, back, up)`;
-  };
-  by('slices').addEventListener('keydown', event => {
-    const move = {ArrowUp: [0, 0, 1], ArrowDown: [0, 0, -1], ArrowLeft: [1, 0, 0],
-      ArrowRight: [-1, 0, 0], PageUp: [0, 1, 0], PageDown: [0, -1, 0]}[event.key];
-    if (!move) return;
-    event.preventDefault();
-    slices.moveCrosshairInVox(...move);
-  });
-  show();
-  const bones = new Niivue({...common, show3Dcrosshair: false});
-  await bones.attachToCanvas(by('bones'));
-  for (const mesh of data.meshes)
-    await bones.loadFromArrayBuffer(bytes(mesh.mz3), mesh.name.replaceAll(' ', '_') + '.mz3');
-  bones.setSliceType(4);
-  bones.setRenderAzimuthElevation(180, 10);
-  window.viewers = {slices, bones};
-  document.body.dataset.ready = 'yes';
-}
-start().catch(error => { by('place').textContent = `The viewer did not start: ${error}`; });
-"""
-VIEWS = """<div class="controls">
-<button data-window="-250,1000">Bone</button><button data-window="-160,240">Soft tissue</button>
-<label>from <input id="low" type="range" min="-250" max="1000" value="-250"></label>
-<label>to <input id="high" type="range" min="-200" max="1250" value="1000"></label>
-<output id="window"></output>
-<label>mask <input id="opacity" type="range" min="0" max="1" step="0.05" value="0.5"></label>
-</div><div class="views">
-<div class="view"><canvas id="slices" tabindex="0"
-aria-label="Slices with the mask: scroll, drag, or arrow keys and page up and down"></canvas></div>
-<div class="view"><canvas id="bones" tabindex="0"
-aria-label="The bones in 3D: drag to turn"></canvas></div></div><p id="place" role="status"></p>"""
+SCORES = {"dice": "Dice", "hd95_mm": "HD95 mm", "assd_mm": "ASSD mm", "nsd_2mm": "NSD 2 mm"}
 
 
 def write_case_page(folder: Path, report: dict[str, Any], data: dict[str, Any] | None) -> None:
@@ -113,20 +32,15 @@ def write_case_page(folder: Path, report: dict[str, Any], data: dict[str, Any] |
         report: the case's report.json.
         data: of `viewer.page_data`; None: the page has no viewer.
     """
-    viewer = f"<p>{SCRIPTLESS}</p>"
-    if data is not None:
-        text = json.dumps(data).replace("<", "\\u003c")
-        viewer = (
-            f'{VIEWS}<script type="application/json" id="data">{text}</script>'
-            f'<script src="../{VIEWER_NAME}"></script><script>{SCRIPT}</script>'
-        )
     with_reference = any(row.get("outcome") for row in report["scores"])
     note = "<p>3D: the redder, the farther from the reference, 5 mm and more in full.</p>"
+    picture = '<p><img src="overlay.png" alt="Three planes through the bones with the mask"></p>'
     body = (
         f'<p><a href="../{INDEX}">All cases</a></p><h1>{escape(report["case"])}</h1>'
-        f"{_flags(report)}{viewer}{note if with_reference and data else ''}"
-        f"{_structure_table(report)}"
-        '<p><img src="overlay.png" alt="Three planes through the bones with the mask"></p>'
+        f"{_flags(report, with_places=data is not None)}"
+        f"{f'<p>{SCRIPTLESS}</p>' if data is None else _views(data)}"
+        f"{note if with_reference and data else ''}{_structure_table(report, with_reference)}"
+        f"{picture if (folder / 'overlay.png').exists() else ''}"
         '<p><a href="report.json">report.json</a></p>'
     )
     _write(folder / CASE_PAGE, report["case"], body)
@@ -145,26 +59,35 @@ def write_index(
         earlier: names of the cases that are of other runs than the last.
     """
     names = list(dict.fromkeys(row["name"] for report in reports for row in _shown(report)))
-    head = "".join(f"<th>{escape(name)}, mL</th>" for name in names)
-    rows = "".join(
-        _case_row(report, names, "of an earlier run" if report["case"] in earlier else "")
-        for report in sorted(reports, key=lambda r: -len(r["flags"]))
-    )
+    dice = {report["case"]: _mean_dice(report) for report in reports}
+    with_dice = any(dice.values())
+    rows = ""
+    for report in sorted(reports, key=lambda r: -len(r["flags"])):
+        volumes = {row["name"]: _volume(row) for row in _shown(report)}
+        cells = [_link(output, report, "of an earlier run" if report["case"] in earlier else "")]
+        cells += [f'<td class="flags">{_flag_links(output, report)}</td>']
+        figures = [volumes.get(name, "") for name in names]
+        figures += [dice[report["case"]]] if with_dice else []
+        rows += _row([*cells, *map(_figure, [*figures, f"{report['seconds']:.1f}"])])
     failures = "".join(
         f'<li class="flags">{escape(name)}: {escape(reason)}</li>' for name, reason in failed
     )
+    figures = [f"{name}, mL" for name in names] + ["Mean Dice"] * with_dice + ["Seconds"]
     body = (
         f"<h1>Pelvic bones in {len(reports)} {'scan' if len(reports) == 1 else 'scans'}</h1>"
         f"{f'<h2>Failed</h2><ul>{failures}</ul>' if failures else ''}"
-        f"<table><thead><tr><th>Case</th><th>Flags</th>{head}<th>Mean Dice</th><th>Seconds</th>"
-        f"</tr></thead><tbody>{rows}</tbody></table>"
+        f"{_table(['Case', 'Flags'], figures, rows)}"
         "<p>A volume in brackets is the visible part of a bone that the field of view cuts.</p>"
     )
     _write(output / INDEX, "Pelvic bones", body)
 
 
 def write_viewer(output: Path) -> bool:
-    """Puts niivue.js beside the index; False where ipyniivue cannot give it."""
+    """Puts niivue.js beside the index; False where ipyniivue is not installed.
+
+    Raises:
+        ValueError: ipyniivue holds it otherwise than expected.
+    """
     script = viewer_script()
     if script is None:
         return False
@@ -173,20 +96,79 @@ def write_viewer(output: Path) -> bool:
     return True
 
 
-def _case_row(report: dict[str, Any], names: Sequence[str], note: str) -> str:
-    link = f"{report['case']}/{CASE_PAGE}"
-    volumes = {row["name"]: _volume(row) for row in _shown(report)}
-    cells = "".join(f'<td class="n">{volumes.get(name, "")}</td>' for name in names)
-    last = max((row["pass"] for row in report["scores"]), default=0)
-    dice = [row.get("dice") for row in report["scores"] if row["pass"] == last]
-    dice = [value for value in dice if value is not None]
-    mean = f"{sum(dice) / len(dice):.3f}" if dice else ""
-    return (
-        f'<tr><td><a href="{escape(link)}">{escape(report["case"])}</a>'
-        f'<div class="from">{escape(report.get("input", ""))}<br>{note}</div></td>'
-        f'<td class="flags">{"<br>".join(map(escape, report["flags"]))}</td>{cells}'
-        f'<td class="n">{mean}</td><td class="n">{report["seconds"]:.1f}</td></tr>'
+# ------------------------------------------------------------------------ parts
+
+
+def _views(data: dict[str, Any]) -> str:
+    """The viewer with its controls, and what it shows."""
+    text = json.dumps(data).replace("<", "\\u003c")
+    views = Template(_text("views.html"))
+    switches = _switches(data)
+    return views.substitute(
+        switches=switches, data=text, viewer=VIEWER_NAME, script=_text("page.js")
     )
+
+
+def _switches(data: dict[str, Any]) -> str:
+    """A box to tick for each bone that was found, and one for all."""
+    box = '<label><input type="checkbox" checked autocomplete="off" {}>{}</label>'
+    boxes = []
+    for value in data["found"]:
+        name = _chip(data["colours"][value - 1]) + escape(data["names"][value - 1])
+        boxes.append(box.format(f'data-value="{value}"', name))
+    return "\n".join(boxes + [box.format('id="all"', "all")] * (len(boxes) > 1))
+
+
+def _flags(report: dict[str, Any], with_places: bool) -> str:
+    places = report.get("flag_places", {}) if with_places else {}
+    items = "".join(
+        f'<li id="flag-{n}">{_flag(flag, places.get(flag, []))}</li>'
+        for n, flag in enumerate(report["flags"])
+    )
+    return f'<ul class="flags">{items}</ul>' if items else "<p>No flags.</p>"
+
+
+def _flag(flag: str, places: Sequence[dict[str, Any]]) -> str:
+    """A flag that leads to its places: with its first structure to the first, and so on."""
+    names = [row["structure"] for row in places]
+    what = flag.removesuffix(", ".join(names))
+    return (
+        escape(flag)
+        if not places
+        else ", ".join(
+            _to_place(name if n else what + name, row["place_mm"])
+            for n, (name, row) in enumerate(zip(names, places, strict=True))
+        )
+    )
+
+
+def _to_place(text: str, place_mm: Sequence[float] | None) -> str:
+    if place_mm is None:
+        return escape(text)
+    return f'<button data-place="{json.dumps(place_mm)}">{escape(text)}</button>'
+
+
+def _flag_links(output: Path, report: dict[str, Any]) -> str:
+    """A case's flags, those with a place as links to it."""
+    page = _page_of(output, report)
+    places = report.get("flag_places", {}) if page.endswith(CASE_PAGE) else {}
+    return "<br>".join(
+        f'<a href="{page}#flag-{n}">{escape(flag)}</a>' if flag in places else escape(flag)
+        for n, flag in enumerate(report["flags"])
+    )
+
+
+def _link(output: Path, report: dict[str, Any], note: str) -> str:
+    return (
+        f'<td><a href="{_page_of(output, report)}">{escape(report["case"])}</a>'
+        f'<div class="from">{escape(report.get("input", ""))}<br>{note}</div></td>'
+    )
+
+
+def _page_of(output: Path, report: dict[str, Any]) -> str:
+    """The address of a case's page from the index, or of its folder where it has none."""
+    has_page = (output / report["case"] / CASE_PAGE).exists()
+    return f"{quote(os.fsencode(report['case']), safe='')}/{CASE_PAGE if has_page else ''}"
 
 
 def _shown(report: dict[str, Any]) -> list[dict[str, Any]]:
@@ -195,28 +177,47 @@ def _shown(report: dict[str, Any]) -> list[dict[str, Any]]:
     return [] if all(row["status"] == "missing" for row in rows) else rows
 
 
-def _structure_table(report: dict[str, Any]) -> str:
+def _mean_dice(report: dict[str, Any]) -> str:
+    last = max((row["pass"] for row in report["scores"]), default=0)
+    dice = [row.get("dice") for row in report["scores"] if row["pass"] == last]
+    dice = [value for value in dice if value is not None]
+    return f"{sum(dice) / len(dice):.3f}" if dice else ""
+
+
+def _structure_table(report: dict[str, Any], with_reference: bool) -> str:
     scores = {row["structure"]: row for row in report["scores"]}
-    columns = ("dice", "hd95_mm", "assd_mm", "nsd_2mm")
-    head = ["Structure", "Status", "mL", "Mean HU", "Confidence", "Passes differ by"]
-    head += ["Dice", "HD95 mm", "ASSD mm", "NSD 2 mm"]
+    columns = SCORES if with_reference else {}
     rows = ""
     for row in report["structures"] if scores else _shown(report):
-        colour = ",".join(map(str, row["colour"]))
         score = scores.get(row["name"], {})
-        cells = [_volume(row), _number(row["mean_hu"], 0), _number(row["confidence"], 2)]
-        cells += [_number(row["disagreement"], 3)]
-        cells += [_number(score.get(column), 3 if "_mm" not in column else 2) for column in columns]
-        rows += (
-            f'<tr><td><span class="chip" style="background:rgb({colour})"></span>'
-            f"{escape(row['name'])}</td><td>{escape(row['status'])}</td>"
-            + "".join(f'<td class="n">{cell}</td>' for cell in cells)
-            + "</tr>"
-        )
+        figures = [_volume(row), _number(row["mean_hu"], 0), _number(row["confidence"], 2)]
+        figures += [_number(row["disagreement"], 3)]
+        figures += [_number(score.get(key), 3 if "_mm" not in key else 2) for key in columns]
+        name = f"<td>{_chip(row['colour'])}{escape(row['name'])}</td>"
+        rows += _row([name, f"<td>{escape(row['status'])}</td>", *map(_figure, figures)])
     if not rows:
         return ""
-    titles = "".join(f"<th>{title}</th>" for title in head)
+    titles = ["mL", "Mean HU", "Confidence", "Passes differ by", *columns.values()]
+    return _table(["Structure", "Status"], titles, rows)
+
+
+def _table(texts: Sequence[str], figures: Sequence[str], rows: str) -> str:
+    titles = "".join(f"<th>{title}</th>" for title in texts)
+    titles += "".join(f'<th class="n">{escape(title)}</th>' for title in figures)
     return f"<table><thead><tr>{titles}</tr></thead><tbody>{rows}</tbody></table>"
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"<tr>{''.join(cells)}</tr>"
+
+
+def _figure(text: str) -> str:
+    return f'<td class="n">{text}</td>'
+
+
+def _chip(colour: Sequence[int]) -> str:
+    rgb = ",".join(map(str, colour))
+    return f'<span class="chip" style="background:rgb({rgb})"></span>'
 
 
 def _volume(row: dict[str, Any]) -> str:
@@ -229,16 +230,14 @@ def _number(value: float | None, digits: int) -> str:
     return "" if value is None or value != value else f"{value:.{digits}f}"
 
 
-def _flags(report: dict[str, Any]) -> str:
-    items = "".join(f"<li>{escape(flag)}</li>" for flag in report["flags"])
-    return f'<ul class="flags">{items}</ul>' if items else "<p>No flags.</p>"
+@cache
+def _text(name: str) -> str:
+    """A file of this room."""
+    return resources.files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def _write(path: Path, title: str, body: str) -> None:
-    text = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8"><meta name="viewport" '
-        f'content="width=device-width"><title>{escape(title)}</title><style>{STYLE}</style></head>'
-        f"<body>{body}<p>Research use only, not for diagnosis.</p></body></html>"
-    )
+    page = Template(_text("page.html"))
+    text = page.substitute(title=escape(title), style=_text("page.css"), body=body)
     with replacing(path) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")

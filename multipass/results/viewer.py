@@ -13,6 +13,7 @@ import re
 import struct
 from collections.abc import Sequence
 from errno import ENOSPC
+from importlib.metadata import version
 from pathlib import Path
 from tempfile import gettempdir
 from typing import Any
@@ -21,7 +22,7 @@ import numpy as np
 import SimpleITK as sitk
 from scipy.spatial import cKDTree
 
-from multipass.geometry.labelmaps import box_of
+from multipass.geometry.labelmaps import Box, box_of, boxes_of, centre_of, middle_voxel
 from multipass.geometry.meshes import mesh_of
 from multipass.geometry.volume import Grid, Volume, floats3, ints3, resample, to_sitk
 from multipass.scratch import scratch_folder
@@ -48,22 +49,26 @@ FAR_RGB = (214.0, 39.0, 40.0)
 
 def viewer_script() -> str | None:
     """NiiVue's class as a classic script, which a page opened from a file may load; None where
-    ipyniivue is not installed or its bundle is not as expected.
+    ipyniivue is not installed.
 
     The bundle is an ES module that exports a widget; the class is taken from where the widget makes
     its instance.
+
+    Raises:
+        ValueError: the bundle is not as expected.
     """
     spec = importlib.util.find_spec("ipyniivue")
     if spec is None or spec.origin is None:
         return None
     path = Path(spec.origin).parent / "static" / "widget.js"
-    if not path.is_file():
-        return None
-    text = path.read_text(encoding="utf-8")
+    text = path.read_text(encoding="utf-8") if path.is_file() else ""
     made = re.search(r'"Creating new Niivue instance".{0,120}?=new ([\w$]+)\(', text)
     export = re.search(r"export\s*\{[^{}]*\};?\s*$", text)
     if made is None or export is None:
-        return None
+        raise ValueError(
+            f"ipyniivue {version('ipyniivue')} holds NiiVue otherwise than the pages need it: "
+            "install the version of requirements.txt, or run with --no-page"
+        )
     return f'(() => {{"use strict";{text[: export.start()]};globalThis.Niivue={made[1]};}})();'
 
 
@@ -73,10 +78,15 @@ def page_data(
     structures: Sequence[Structure],
     reference: np.ndarray | None = None,
 ) -> dict:
-    """CT, label map and meshes around the structures, as base64 of NIfTI and MZ3 files.
+    """What page.js shows.
 
     Args:
         volume, labels, reference: on one upright grid.
+
+    Returns:
+        'ct', 'labels' and 'meshes' around the structures, as base64 of NIfTI and MZ3 files; 'names'
+        and 'colours' of the structures, and the values of the 'found' ones; 'start', a place on
+        bone in LPS mm, None without any.
     """
     grid = _page_grid(volume.grid, labels)
     low, high = SHOWN_HU
@@ -85,19 +95,39 @@ def page_data(
     bytes_ct = np.rint((np.clip(hounsfield, low, high) - low) / step).astype(np.uint8)
     at = _nearest_indices(grid, volume.grid)
     shown = labels[at]
+    every = enumerate(boxes_of(shown, len(structures)), start=1)
+    boxes = {value: box for value, box in every if box is not None}
     data: dict[str, Any] = {
         "ct": _nifti(bytes_ct, grid, step, low),
         "labels": _nifti(shown, grid, 1.0, 0.0),
         "meshes": [],
         "names": [s.name for s in structures],
         "colours": [list(s.colour) for s in structures],
+        "found": list(boxes),
+        "start": _start(shown, grid, boxes),
     }
     wanted = reference[at] if reference is not None else None
     for k, structure in enumerate(structures):
         mesh = _mesh(shown, wanted, k + 1, grid, structure)
         if mesh:
-            data["meshes"].append({"name": structure.name, "mz3": mesh})
+            data["meshes"].append({"value": k + 1, "mz3": mesh})
     return data
+
+
+def _start(labels: np.ndarray, grid: Grid, boxes: dict[int, Box]) -> list[float] | None:
+    """The middle of that structure which is nearest to the middle of all, in LPS mm.
+
+    Args:
+        boxes: of the structures that are there, by their values.
+    """
+    if not boxes:
+        return None
+    starts = {value: np.array([s.start for s in box]) for value, box in boxes.items()}
+    centres = [centre_of(labels[box] == v) + starts[v] for v, box in boxes.items()]
+    away_mm = (np.array(centres) - np.mean(centres, axis=0)) * grid.spacing_mm
+    value = list(boxes)[np.square(away_mm).sum(axis=1).argmin()]
+    voxels = np.argwhere(labels[boxes[value]] == value) + starts[value]
+    return [round(float(v), 1) for v in middle_voxel(voxels, grid)]
 
 
 def _page_grid(grid: Grid, labels: np.ndarray) -> Grid:

@@ -43,7 +43,7 @@ class RunLog:
         self.epoch = last["epoch"]
         with (
             replacing(self.folder / "history.csv") as temporary,
-            temporary.open("w", newline="", encoding="utf-8") as file,
+            temporary.open("w", newline="", encoding="utf-8-sig") as file,
         ):
             writer = csv.DictWriter(file, list(last))
             writer.writeheader()

@@ -31,7 +31,7 @@ def run(*arguments: object, cwd: Path | None = None) -> subprocess.CompletedProc
 
 
 def report(folder: Path) -> list[dict]:
-    with (folder / "processing_report.csv").open(encoding="utf-8") as file:
+    with (folder / "processing_report.csv").open(encoding="utf-8-sig") as file:
         return list(csv.DictReader(file))
 
 

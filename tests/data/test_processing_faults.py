@@ -82,7 +82,7 @@ def test_one_that_fails_in_any_way_is_named_and_the_rest_is_whole(script, tmp_pa
     assert "Not processed: d: unexpected UnicodeDecodeError" in told
     assert "cannot have the name complete_dataset" in told
     assert patients(output) == ["P1", "P2"] and files(output) == WRITTEN
-    with (output / "processing_report.csv").open() as file:
+    with (output / "processing_report.csv").open(encoding="utf-8-sig") as file:
         assert [r["outcome"] for r in csv.DictReader(file)].count("failed") == 5
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import codecs
 import csv
 import math
+import os
 
 from multipass.evaluation.metrics import NSD
 from multipass.evaluation.tables import aligned, score_lines, with_interval, with_nan, write_summary
@@ -20,9 +22,17 @@ def row(case: str, number: int, dice: float, outcome: str = "scored") -> dict:
 def test_summary_leaves_unknown_cells_blank(tmp_path):
     unscored = {"case": "b", "pass": 2, "structure": "sacrum", "value": 3, "volume_ml": None}
     write_summary(tmp_path / "summary.csv", [row("a", 1, 0.9), row("a", 2, NAN), unscored])
-    rows = list(csv.DictReader((tmp_path / "summary.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "summary.csv").open(encoding="utf-8-sig")))
     assert [r["dice"] for r in rows] == ["0.9000", "", ""]
     assert rows[2]["volume_ml"] == "" and rows[0]["reference_ml"] == "210.0000"
+
+
+def test_a_spreadsheet_knows_the_letters_of_a_summary(tmp_path):
+    names = ["Fälle/Müller.nii", os.fsdecode(b"M\xfcller")]
+    write_summary(tmp_path / "summary.csv", [row(name, 1, 0.9) for name in names])
+    assert (tmp_path / "summary.csv").read_bytes().startswith(codecs.BOM_UTF8 + b"case,")
+    rows = list(csv.DictReader((tmp_path / "summary.csv").open(encoding="utf-8-sig")))
+    assert [r["case"] for r in rows] == [names[0], r"M\udcfcller"]
 
 
 def test_scores_are_means_with_intervals_and_counts():

@@ -43,7 +43,7 @@ def test_without_arguments_it_segments_the_samples(tmp_path):
     command = [sys.executable, str(script), "--output", str(tmp_path)]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
-    with (tmp_path / "summary.csv").open(newline="") as file:
+    with (tmp_path / "summary.csv").open(newline="", encoding="utf-8-sig") as file:
         rows = [row for row in csv.DictReader(file) if row["pass"] == "2"]
     assert len(rows) == 2 * len(PELVIS)
     assert min(float(row["dice"]) for row in rows) >= LEAST_DICE

@@ -160,7 +160,7 @@ def test_an_image_file_with_its_reference(script, tmp_path, suffix):
     assert written.array.dtype == np.uint8
     assert np.allclose(written.grid.affine, turned.grid.affine, atol=1e-3)
     assert min(dice(written.array, reference.array)) > 0.93
-    rows = list(csv.DictReader((tmp_path / "out" / "summary.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "out" / "summary.csv").open(encoding="utf-8-sig")))
     assert [(row["pass"], row["value"]) for row in rows] == [
         (str(number), str(k)) for number in (1, 2) for k in range(1, 6)
     ]
@@ -198,7 +198,7 @@ def test_a_reference_that_is_no_label_map_is_named_and_not_used(script, tmp_path
     write_image(tmp_path / "in" / "scan_seg.nii.gz", Volume(label, volume.grid))
     assert run(script, tmp_path) == 1
     assert "scan_seg.nii.gz: labels must be whole numbers" in capsys.readouterr().err
-    rows = list(csv.DictReader((tmp_path / "out" / "summary.csv").open()))
+    rows = list(csv.DictReader((tmp_path / "out" / "summary.csv").open(encoding="utf-8-sig")))
     assert len(rows) == 5 and not any(row.get("dice") for row in rows)
 
 
@@ -268,7 +268,7 @@ def test_none_of_the_structures_is_an_answer(script, tmp_path, capsys):
     assert {row["volume_ml"] for row in report["structures"]} == {None}
     assert not sitk.GetArrayFromImage(sitk.ReadImage(str(folder / "mask.nii.gz"))).any()
     assert (folder / "overlay.png").exists() and not (folder / "seg.dcm").exists()
-    with (tmp_path / "out" / "summary.csv").open(newline="") as file:
+    with (tmp_path / "out" / "summary.csv").open(newline="", encoding="utf-8-sig") as file:
         (row,) = csv.DictReader(file)
     assert {key for key, value in row.items() if value} == {"case", "flags", "input"}
     page = (tmp_path / "out" / "index.html").read_text(encoding="utf-8")
@@ -282,7 +282,7 @@ def test_a_reference_is_scored_where_nothing_was_found(script, tmp_path):
     write_image(tmp_path / "in" / "a.nii.gz", Volume(np.minimum(volume.array, 60), volume.grid))
     write_image(tmp_path / "in" / "a_seg.nii.gz", Volume(label, volume.grid))
     assert run(script, tmp_path) == 0
-    with (tmp_path / "out" / "summary.csv").open(newline="") as file:
+    with (tmp_path / "out" / "summary.csv").open(newline="", encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     assert [row["pass"] for row in rows] == ["1"] * 5 + ["2"] * 5
     assert {(row["outcome"], row["flags"]) for row in rows} == {("missed", evidence.NOTHING)}
@@ -427,7 +427,10 @@ def test_a_second_run_does_the_rest(script, tmp_path, capsys):
     assert run(script, tmp_path) == 0
     assert (tmp_path / "out" / "a" / "mask.nii.gz").stat().st_mtime_ns == before
     assert (tmp_path / "out" / "b" / "mask.nii.gz").exists()
-    assert len(list(csv.DictReader((tmp_path / "out" / "summary.csv").open()))) == 10
+    assert (
+        len(list(csv.DictReader((tmp_path / "out" / "summary.csv").open(encoding="utf-8-sig"))))
+        == 10
+    )
     assert run(script, tmp_path, passes=1) == 0
     assert (tmp_path / "out" / "a" / "mask.nii.gz").stat().st_mtime_ns != before
 
@@ -492,7 +495,7 @@ def test_a_loop_over_patients_keeps_each_result(script, tmp_path, capsys):
         for name in ("ct", "M_ller_ct")
     ]
     assert origins == pytest.approx([volume.grid.origin_mm[0], -400.0], abs=1e-3)
-    lines = (tmp_path / "out" / "summary.csv").read_text().splitlines()
+    lines = (tmp_path / "out" / "summary.csv").read_text(encoding="utf-8-sig").splitlines()
     assert {line.split(",")[0] for line in lines} == {"case", "ct", "M_ller_ct"}
     assert "M\\udcfcller/ct.nrrd" in (tmp_path / "out" / "index.html").read_text()
 

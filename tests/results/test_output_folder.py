@@ -247,7 +247,7 @@ def test_summary_and_index_show_all_cases_and_the_end_counts_them(tmp_path, caps
     assert "1 of 3 cases segmented, 2 failed, 1 with something missing, results in" in printed.out
     assert "1 more from earlier runs in summary.csv" in printed.out
     assert not outcome.is_whole and printed.err.count("Failed: ") == 3
-    lines = (output / "summary.csv").read_text().splitlines()
+    lines = (output / "summary.csv").read_text(encoding="utf-8-sig").splitlines()
     assert [line.split(",")[0] for line in lines] == ["case", "B_ct", "ct"]
     page = (output / "index.html").read_text()
     assert str(tmp_path / "A" / "ct.nii") in page and str(tmp_path / "B" / "ct.nii") in page

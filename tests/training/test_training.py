@@ -85,7 +85,7 @@ def test_it_reports_and_keeps_the_best(finished):
 
 def test_the_run_folder(finished):
     folder = finished[0] / "runs" / "one"
-    with (folder / "history.csv").open() as file:
+    with (folder / "history.csv").open(encoding="utf-8-sig") as file:
         rows = list(csv.DictReader(file))
     assert [row["epoch"] for row in rows] == ["1", "2", "3"]
     assert float(rows[-1]["dice_pass2"]) == float(rows[-1]["dice"])
@@ -106,9 +106,9 @@ def test_without_scans_it_ends_with_the_windows_grids(finished):
     output, done = finished
     assert "No scan of a validation patient in" in done.stdout
     folder = output / "runs" / "one"
-    with (folder / "grid.csv").open() as file:
+    with (folder / "grid.csv").open(encoding="utf-8-sig") as file:
         last = [float(r["dice"]) for r in csv.DictReader(file) if r["pass"] == "2"]
-    with (folder / "history.csv").open() as file:
+    with (folder / "history.csv").open(encoding="utf-8-sig") as file:
         best = max(float(row["dice"]) for row in csv.DictReader(file))
     assert np.mean(last) == pytest.approx(best, abs=1e-4)
     assert not (folder / "native.csv").exists()
@@ -177,7 +177,7 @@ def test_two_processes_equal_one(data, tmp_path):
     assert done.returncode == 0 and "Going on after epoch 4" in done.stdout, done.stderr
     columns = []
     for output in (one, two):
-        with (output / "runs" / "x" / "history.csv").open() as file:
+        with (output / "runs" / "x" / "history.csv").open(encoding="utf-8-sig") as file:
             columns.append([float(r["train_loss"]) for r in csv.DictReader(file)])
     # bfloat16 rounds by up to 2^-8
     rounding = 1e-3 if computed_in(torch.device("cpu")) == torch.float32 else 2**-8
@@ -351,7 +351,11 @@ def test_any_number_of_passes_and_both_kinds_of_window(script, data, tmp_path, p
     model = checkpoint.load(tmp_path / "best_model.pth")
     looked = {"scan": ("scan", "scan"), "pelvis": ("scan", "pelvis", "parts")}[window]
     assert model.windows == looked[:passes]
-    with next((tmp_path / "runs").iterdir()).joinpath("history.csv").open() as file:
+    with (
+        next((tmp_path / "runs").iterdir())
+        .joinpath("history.csv")
+        .open(encoding="utf-8-sig") as file
+    ):
         (row,) = csv.DictReader(file)
     assert [k for k in row if k.startswith("dice_pass") and k[-1].isdigit()] == [
         f"dice_pass{k}" for k in range(1, passes + 1)

@@ -20,19 +20,19 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
 
-from multipass.interrupts import end_silently, raise_again
+from multipass import startup
 
-if __name__ in ("__main__", "__mp_main__"):  # the script, and its workers
-    end_silently()
+startup.settle(__name__)
 
 import SimpleITK as sitk
 from tqdm import tqdm
 
+from multipass.claims import claimed
 from multipass.data.patient_files import (
     DATASET_NAME,
     read_patient,
@@ -41,14 +41,13 @@ from multipass.data.patient_files import (
 )
 from multipass.data.prepare import patient_name, prepare_patient
 from multipass.data.records import Record, fingerprint_of, withdrawn
-from multipass.files import claimed, replacing
+from multipass.files import replacing
 from multipass.results.pictures import SheetEntry, cohort_sheet, sheet_entry
 from multipass.structures import read_rules
-from multipass.terminal import command_line, one_sentence, settle_streams, short
+from multipass.terminal import one_sentence, options_of, short
 from multipass.workers import cluster, each_done, processes
 
 ROOT = Path(__file__).resolve().parent
-INTERRUPTED = 130
 REPORT_COLUMNS = (
     *("patient", "outcome", "reason", "position", "size", "spacing_mm", "structures", "notes"),
     *("series_uid", "seconds"),
@@ -77,6 +76,10 @@ def main(options: Options) -> int:
     if options.jobs < 1:
         raise ValueError(f"--jobs {options.jobs}: at least 1.")
     read_rules(options.structures)
+    if options.cluster:  # whose workers run in other folders
+        source, output = options.input.absolute(), options.output.absolute()
+        rules_path = options.structures and options.structures.absolute()
+        options = replace(options, input=source, output=output, structures=rules_path)
     folders = patient_folders(options.input)
     with claimed(options.output):
         return make_cohort(folders, options)
@@ -244,12 +247,5 @@ def sheet_entries(rows: list[dict], output: Path) -> Iterator[SheetEntry]:
 
 
 if __name__ == "__main__":
-    settle_streams()
-    raise_again()
-    try:
-        sys.exit(main(command_line(Options, __doc__, "--input")))
-    except (ValueError, OSError, MemoryError) as error:
-        sys.exit(one_sentence(error))
-    except KeyboardInterrupt:
-        print("\nStopped. Finished patients are kept; run again for the rest.", file=sys.stderr)
-        sys.exit(INTERRUPTED)
+    stopped = "Stopped. Finished patients are kept; run again for the rest."
+    startup.finish(main, options_of(Options, __doc__, "--input"), stopped)

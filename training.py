@@ -15,29 +15,16 @@ given what the one before found. The loss is taken on every pass.
 from __future__ import annotations
 
 import math
-import os
-import sys
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from multipass.interrupts import end_silently, raise_again
+from multipass import startup
 
-if __name__ in ("__main__", "__mp_main__"):  # the script, and its workers
-    end_silently()
+startup.settle(__name__)
 
-# Threads that spin while they wait make a shared machine several times slower.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-
-from multipass.terminal import (  # noqa: E402
-    command_line,
-    is_out_of_memory,
-    limit_threads,
-    one_sentence,
-    settle_streams,
-    short,
-)
+from multipass.terminal import limit_threads, options_of, short
 
 ROOT = Path(__file__).resolve().parent
 MAX_GRADIENT_NORM = 1.0
@@ -129,26 +116,25 @@ class Options:
 
 if __name__ == "__main__":
     # Before numpy and torch are imported: they count threads then, and help need not wait for them.
-    settle_streams()
-    OPTIONS = command_line(Options, __doc__, "--data")
+    OPTIONS = options_of(Options, __doc__, "--data")
     limit_threads(OPTIONS.threads)
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from tqdm import tqdm  # noqa: E402
+import numpy as np
+import torch
+from tqdm import tqdm
 
-from multipass.data.cohort import Cohort  # noqa: E402
-from multipass.geometry.windows import COARSE_GRID_SIZE, GRID_SIZE, HU_RANGE  # noqa: E402
-from multipass.model import checkpoint  # noqa: E402
-from multipass.model.network import MultiPassUNet  # noqa: E402
-from multipass.model.passes import precision, run  # noqa: E402
-from multipass.structures import read_rules  # noqa: E402
-from multipass.training.batches import Batch, Batches, Validation  # noqa: E402
-from multipass.training.beforehand import check_annotations, check_options  # noqa: E402
-from multipass.training.final_scores import final_scores  # noqa: E402
-from multipass.training.loss import hard_dice, soft_loss, without_extra  # noqa: E402
-from multipass.training.optimizer import Muon  # noqa: E402
-from multipass.training.processes import (  # noqa: E402
+from multipass.data.cohort import Cohort
+from multipass.geometry.windows import COARSE_GRID_SIZE, GRID_SIZE, HU_RANGE
+from multipass.model import checkpoint
+from multipass.model.network import MultiPassUNet
+from multipass.model.passes import precision, run
+from multipass.structures import read_rules
+from multipass.training.batches import Batch, Batches, Validation
+from multipass.training.beforehand import check_annotations, check_options
+from multipass.training.final_scores import final_scores
+from multipass.training.loss import hard_dice, soft_loss, without_extra
+from multipass.training.optimizer import Muon
+from multipass.training.processes import (
     average_gradients,
     claimed_by_first,
     rank,
@@ -156,15 +142,17 @@ from multipass.training.processes import (  # noqa: E402
     stop_processes,
     world_size,
 )
-from multipass.training.runlog import RunLog, preview  # noqa: E402
-from multipass.training.trainer import State, cosine, resume, start_from, validate  # noqa: E402
+from multipass.training.runlog import RunLog, preview
+from multipass.training.trainer import State, cosine, resume, start_from, validate
 
 
 def main(options: Options) -> int:
     device = start_processes(options.device)
     options = complete(options)
     with claimed_by_first(options.output):
-        return train(options, device)
+        code = train(options, device)
+    stop_processes()
+    return code
 
 
 def train(options: Options, device: torch.device) -> int:
@@ -439,15 +427,5 @@ def say(text: str) -> None:
 
 
 if __name__ == "__main__":
-    raise_again()
-    try:
-        code = main(OPTIONS)
-        stop_processes()
-        sys.exit(code)
-    except (ValueError, OSError, MemoryError, RuntimeError) as error:
-        if isinstance(error, RuntimeError) and not is_out_of_memory(error):
-            raise
-        sys.exit(f"training.py: {one_sentence(error)}")
-    except KeyboardInterrupt:
-        print("\nInterrupted. `--resume` goes on after the last finished epoch.", file=sys.stderr)
-        sys.exit(130)
+    stopped = "Interrupted. `--resume` goes on after the last finished epoch."
+    startup.finish(main, OPTIONS, stopped)

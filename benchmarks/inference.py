@@ -1,15 +1,17 @@
-"""Time and peak memory of run_inference.py by stage, on a phantom as DICOM.
+"""Time and peak memory of run_inference.py by stage, on a phantom as DICOM, and its throughput.
 
     python benchmarks/inference.py                      # 512 x 512 x 401
     python benchmarks/inference.py --slices 824
     python benchmarks/inference.py --structures 5 60    # what memory grows by for each structure
     python benchmarks/inference.py --folder DIR         # keeps the phantom for another run
+    python benchmarks/inference.py --cases 6            # seconds a case with --jobs 1 and --jobs 2
 
 The network runs as in use; then its probabilities are replaced by the phantom's own fractions, so
 that the stages after it meet real bones whatever the network has learnt. Writes seg.dcm, the mask,
 the picture and the page, everything that a plain run writes. For more than five structures the five
 bones are cut into bands along z. Each number of structures is run in a process of its own. dcmqi's
-own process, which runs beside it, is not in the peaks.
+own process, which runs beside it, is not in the peaks. Throughput is that of the script itself with
+the network that ships, on the same scan as many times, all cores shared among the jobs.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import importlib.util
 import json
 import multiprocessing
 import os
+import subprocess
 import sys
 import tempfile
 import time
@@ -66,6 +69,8 @@ class Options:
     """Numbers of structures, multiples of five, to run one after the other."""
     reference: bool = False
     """Leave the phantom's SEG beside the scan, so that it is scored too."""
+    cases: int = 0
+    """For the throughput of --jobs 2 against --jobs 1; 0: time the stages."""
 
 
 def main(options: Options) -> None:
@@ -77,6 +82,9 @@ def main(options: Options) -> None:
         folder = options.folder or Path(scratch)
         if not (folder / "Patient_01").exists():
             write_subject(folder / "Patient_01", phantom(options))
+        if options.cases:
+            throughput(folder / "Patient_01" / "im_1", options.cases)
+            return
         spawned = multiprocessing.get_context("spawn").Pool(1, maxtasksperchild=1)
         with spawned as pool:
             measuring = partial(measure, folder, options.reference)
@@ -85,6 +93,24 @@ def main(options: Options) -> None:
         print_stages(report)
     if len(reports) > 1:
         print_growth(reports[0], reports[-1])
+
+
+def throughput(series: Path, cases: int) -> None:
+    """run_inference.py on copies of a scan, with one job and with two."""
+    seconds = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        many = Path(scratch, "many")
+        many.mkdir()
+        for number in range(cases):
+            (many / f"scan_{number:02d}").symlink_to(series.resolve())
+        for jobs in (1, 2):
+            command = [sys.executable, str(SCRIPT), "--input", str(many), "--quiet"]
+            command += ["--output", str(Path(scratch, f"out{jobs}")), "--jobs", str(jobs)]
+            start = time.perf_counter()
+            subprocess.run(command, check=True, capture_output=True)
+            seconds[jobs] = time.perf_counter() - start
+            print(f"--jobs {jobs}: {seconds[jobs]:.1f} s, {seconds[jobs] / cases:.1f} s a case")
+    print(f"{seconds[1] / seconds[2]:.2f} times the throughput with two, {os.cpu_count()} cores")
 
 
 def measure(folder: Path, with_reference: bool, count: int) -> dict[str, Any]:

@@ -15,13 +15,14 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))  # before this folder, which has a training.py, too
 
+from multipass.claims import claimed_otherwise  # noqa: E402
 from multipass.data.case import Case  # noqa: E402
 from multipass.data.scan import read_scan  # noqa: E402
 from multipass.data.scans import find_cases  # noqa: E402
 from multipass.evaluation.metrics import compare  # noqa: E402
 from multipass.evaluation.scoring import reference_labels, upright_labels  # noqa: E402
 from multipass.evaluation.tables import mean_with_interval  # noqa: E402
-from multipass.files import claimed_otherwise, replacing, sha256_of  # noqa: E402
+from multipass.files import replacing, sha256_of  # noqa: E402
 from multipass.geometry.labelmaps import LEAST_PART_MM3  # noqa: E402
 from multipass.geometry.volume import Volume  # noqa: E402
 from multipass.model.checkpoint import Model  # noqa: E402

@@ -11,20 +11,24 @@ from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from multipass.files import LOCK_NAME, lock
+from multipass.claims import LOCK_NAME, lock
 
 PREFIX = "multipass_"
 
 
 @contextlib.contextmanager
-def scratch_folder() -> Iterator[Path]:
-    """An empty folder among the system's temporary files, removed when the block ends.
+def scratch_folder(parent: Path | None = None) -> Iterator[Path]:
+    """An empty folder, removed when the block ends.
 
     It is locked meanwhile: the first one that a later process asks for removes those that killed
     processes left.
+
+    Args:
+        parent: where; among the system's temporary files if None.
     """
-    remove_abandoned(Path(tempfile.gettempdir()))
-    with TemporaryDirectory(prefix=PREFIX) as name:
+    parent = parent or Path(tempfile.gettempdir())
+    remove_abandoned(parent)
+    with TemporaryDirectory(prefix=PREFIX, dir=parent) as name:
         folder = Path(name)
         # The lock gets its name when it is held: a folder whose lock is free has no owner.
         unnamed = folder / f"{LOCK_NAME}.new"

@@ -75,6 +75,12 @@ def limit_threads(count: int | None) -> None:
     os.environ.update(dict.fromkeys(THREADS, str(count)) if count else {})
 
 
+def options_of(options: type[Options], description: str, files_option: str) -> Options:
+    """The options of a script that starts, see `command_line`; its prints outlive the terminal."""
+    settle_streams()
+    return command_line(options, description, files_option)
+
+
 def command_line(options: type[Options], description: str, files_option: str) -> Options:
     """The options of a script from its command line; it ends with a sentence on what is wrong, or
     with the version where that is asked for.

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from multipass.scratch import remove_abandoned, scratch_folder
 
 HOLD = """
@@ -48,8 +50,9 @@ def test_what_a_killed_run_leaves_is_removed_and_what_others_use_is_not(tmp_path
         living.wait()
 
 
-def test_the_folder_is_empty_and_gone_at_the_end():
-    with scratch_folder() as folder:
-        assert not list(folder.iterdir())
+@pytest.mark.parametrize("is_elsewhere", [False, True])
+def test_the_folder_is_empty_and_gone_at_the_end(tmp_path, is_elsewhere):
+    with scratch_folder(tmp_path if is_elsewhere else None) as folder:
+        assert not list(folder.iterdir()) and (tmp_path in folder.parents) == is_elsewhere
         (folder / "a").mkdir()
     assert not folder.parent.exists()

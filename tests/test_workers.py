@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from multipass import workers
-from multipass.workers import cluster, each_done, processes
+from multipass.workers import affordable, cluster, each_done, processes, this_process
 
 
 def halve(number: int, once: Path) -> float:
@@ -61,6 +62,80 @@ def test_no_more_items_are_at_work_than_there_is_room_for_and_suspects_are_alone
     assert {k for k, v in done.items() if isinstance(v, Exception)} == {1, 2}
     assert max(map(len, together)) == 3
     assert (1,) in together and (2,) in together
+
+
+def test_in_this_process_items_are_taken_and_done_one_after_the_other():
+    seen = []
+
+    def items() -> Iterator[int]:
+        for item in (2, 0, 6):
+            seen.append(f"take {item}")
+            yield item
+
+    def work(item: int) -> float:
+        seen.append(f"do {item}")
+        return 12 / item
+
+    done = [(item, result) for item, result in each_done(work, items(), this_process)]
+    assert seen == ["take 2", "do 2", "take 0", "do 0", "take 6", "do 6"]
+    assert [result for _, result in done if isinstance(result, float)] == [6, 2]
+    assert isinstance(done[1][1], ZeroDivisionError)
+
+
+def test_items_are_taken_as_there_is_room_for_them():
+    taken: list[int] = []
+
+    def items() -> Iterator[int]:
+        for item in range(6):
+            taken.append(item)
+            yield item
+
+    @contextlib.contextmanager
+    def threads() -> Iterator[tuple[workers.Submit, int]]:
+        with ThreadPoolExecutor(2) as pool:
+            yield pool.submit, 2
+
+    for count, _ in enumerate(each_done(abs, items(), threads), start=1):
+        assert len(taken) <= count + 1
+
+
+def test_ctrl_c_in_this_process_ends_the_work():
+    def work(item: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        next(each_done(work, [1], this_process))
+
+
+def test_no_more_processes_than_there_is_memory_for(monkeypatch, tmp_path):
+    free = workers._available_bytes()
+    assert free is None or free > 1 << 20
+    monkeypatch.setattr(workers, "_available_bytes", lambda: 7 << 30)
+    assert [affordable(count, 2 << 30) for count in (1, 3, 8)] == [1, 3, 3]
+    assert affordable(4, 9 << 30) == 1
+    monkeypatch.setattr(workers, "_available_bytes", lambda: None)
+    assert affordable(8, 2 << 30) == 8
+    monkeypatch.undo()
+    (tmp_path / "limit").write_text(f"{1 << 20}\n")
+    monkeypatch.setattr(workers, "CONTAINERS_LIMIT", tmp_path / "limit")
+    assert free is None or workers._available_bytes() == 1 << 20
+
+
+def leave(path: Path) -> Path:
+    """A temporary file that nothing removes; its process is killed the first time."""
+    descriptor, name = tempfile.mkstemp()
+    os.close(descriptor)
+    if not path.exists():
+        path.write_text(name)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return Path(name)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL")
+def test_temporary_files_go_with_the_processes_that_left_them(tmp_path):
+    ((_, left),) = each_done(leave, [tmp_path / "left"], partial(processes, 1))
+    assert not left.exists() and not Path((tmp_path / "left").read_text()).exists()
+    assert left.parent != Path(tempfile.gettempdir())
 
 
 def test_processes_end_with_the_run_that_started_them(tmp_path):

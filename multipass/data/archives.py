@@ -129,8 +129,8 @@ class Archive:
         free = shutil.disk_usage(self.folder).free
         if size + SPARE_BYTES > free:
             raise ValueError(
-                f"{would}, and {self.folder.parent} has {free / 2**30:.1f} GiB free: let the "
-                "variable TMPDIR name a larger folder"
+                f"{would}, and {self.folder.parent} has {free / 2**30:.1f} GiB free: make room, or "
+                "let the variable TMPDIR (with --cluster: --output) name a larger folder"
             )
 
     def _extract(self, archive: zipfile.ZipFile, item: zipfile.ZipInfo, folder: Path) -> None:

@@ -52,11 +52,12 @@ class FoundCases:
     kept_bytes: int = 0
 
 
-def find_cases(root: Path, stack: ExitStack) -> FoundCases:
+def find_cases(root: Path, stack: ExitStack, unpack_to: Path | None = None) -> FoundCases:
     """All cases below a folder, or those in one file.
 
     Args:
         stack: removes what is left of unpacked archives when it is closed.
+        unpack_to: a folder for archives; that of temporary files if None.
 
     Raises:
         ValueError: there is no such folder or file.
@@ -75,7 +76,7 @@ def find_cases(root: Path, stack: ExitStack) -> FoundCases:
     for path in files:
         stem = stem_of(path)
         if path.suffix.lower() == ZIP:
-            _add_zip(path, found, stack, root)
+            _add_zip(path, found, stack, root, unpack_to)
         elif stem is not None and path.name != DATASET_NAME and not beside.is_reference(path):
             found.cases.append(Case(stem, path, reference_path=beside.reference_of(path)))
     voxels = {p for path in files if stem_of(path) is not None for p in voxels_of(path)}
@@ -186,10 +187,12 @@ def _name_of(one: dicom.Series, unit: Path, root: Path) -> str:
 # ------------------------------------------------------- images and archives
 
 
-def _add_zip(path: Path, found: FoundCases, stack: ExitStack, root: Path) -> None:
+def _add_zip(
+    path: Path, found: FoundCases, stack: ExitStack, root: Path, unpack_to: Path | None
+) -> None:
     called = _shown(path, root)
     try:
-        folder = stack.enter_context(scratch_folder()) / safe_name(path.stem)
+        folder = stack.enter_context(scratch_folder(unpack_to)) / safe_name(path.stem)
         folder.mkdir()
         archive = Archive(path, folder)
         archive.unpack()

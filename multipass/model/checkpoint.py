@@ -40,6 +40,16 @@ class Model:
     info: dict = field(default_factory=dict)
     sha256: str = ""
 
+    @property
+    def origin(self) -> str:
+        """'trained on 90 patients, 2026-11-27'."""
+        trained_on = self.info.get("trained_on") or {}
+        if isinstance(trained_on, dict):
+            count = trained_on.get("patients", "an unknown number of")
+            trained_on = f"{count} {trained_on.get('description') or 'patients'}"
+        when = str(self.info.get("date") or "")[:10] or "on an unknown day"
+        return f"trained on {trained_on}, {when}"
+
 
 def versions() -> dict[str, str]:
     """Versions of the interpreter and of the packages that results depend on."""

@@ -11,11 +11,11 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+from multipass.claims import claimed_otherwise
 from multipass.data import patient_files
 from multipass.data.case import safe_name
 from multipass.data.prepare import as_patient
 from multipass.dicom.reference import Reference, Segment, marked_cut
-from multipass.files import claimed_otherwise
 from multipass.geometry.field_of_view import field_of_view
 from multipass.geometry.labelmaps import box_of
 from multipass.geometry.volume import ints3, touches_end

@@ -28,6 +28,17 @@ class Outcome:
     def is_whole(self) -> bool:
         return not self.failed and not self.unwritten
 
+    def add(self, name: str, done: dict[str, Any] | Exception) -> str:
+        """Counts in what came of a case, its report or what went wrong; what is missing of it is
+        told at the end, too. Returns a line about it."""
+        if isinstance(done, Exception):
+            self.failed.append((name, one_sentence(done)))
+            return f"{name}: {self.failed[-1][1]}"
+        self.reports.append(done)
+        self.failed += [(done["case"], problem) for problem in done["problems"]]
+        flags = f" ({'; '.join(done['flags'])})" if done["flags"] else ""
+        return f"{done['case']}: {done['seconds']:.1f} s{flags}"
+
     def attempt(self, name: str, write: Callable[[], object]) -> None:
         """Writes a file that all cases share; if it cannot be written, that is said at the end."""
         try:

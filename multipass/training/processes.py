@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from multipass.files import claimed
+from multipass.claims import claimed
 from multipass.model.passes import chosen_device
 
 # Parameters of mallopt(3)
@@ -93,7 +93,7 @@ def from_first(value: Any) -> Any:
 
 @contextlib.contextmanager
 def claimed_by_first(folder: Path) -> Iterator[None]:
-    """See `files.claimed`: the first process does it for all of them.
+    """See `claims.claimed`: the first process does it for all of them.
 
     Raises:
         ValueError: in all processes.

@@ -15,8 +15,8 @@ from types import ModuleType
 import pytest
 from balls import patient
 
+from multipass.claims import claimed
 from multipass.data.patient_files import read_dataset
-from multipass.files import claimed
 
 ROOT = Path(__file__).resolve().parents[2]
 REASONS = {"full": OSError(errno.ENOSPC, "No space left on device"), "big": MemoryError()}

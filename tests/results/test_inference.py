@@ -22,12 +22,13 @@ import SimpleITK as sitk
 import torch
 from orientation import ORDERS, oriented
 
+from multipass.claims import claimed
 from multipass.data.patient_files import write_patient
 from multipass.data.prepare import prepare_patient
-from multipass.files import claimed
 from multipass.geometry.labelmaps import LEAST_PART_MM3
 from multipass.geometry.volume import Grid, Volume, from_sitk, to_sitk, upright
 from multipass.geometry.windows import PART_VOXEL_MM
+from multipass.inference import case as case_module
 from multipass.model import evidence, passes
 from multipass.model.maps import native_labels
 from multipass.model.mirrored import Mirrored, with_mirroring
@@ -43,18 +44,24 @@ SCRIPT = ROOT / "inference_pipeline" / "run_inference.py"
 def script():
     """run_inference.py as a module, inference_pipeline/ first on the path as when it is run."""
     sys.path.insert(0, str(SCRIPT.parent))
-    spec = importlib.util.spec_from_file_location("run_inference_under_test", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
+    module = loaded("run_inference_under_test", SCRIPT)
     sys.path.remove(str(SCRIPT.parent))
     module.load_model = lambda path, device: oracle.model()
     return module
 
 
 @pytest.fixture(scope="module")
-def processing(script):
-    return sys.modules["processing"]
+def processing():
+    """inference_pipeline/processing.py."""
+    return loaded("processing_under_test", SCRIPT.with_name("processing.py"))
+
+
+def loaded(name: str, path: Path):
+    spec = importlib.util.spec_from_file_location(name, path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
 
 
 def dice(a: np.ndarray, b: np.ndarray) -> list[float]:
@@ -246,9 +253,9 @@ def test_a_fault_of_ours_does_not_stop_the_others(script, tmp_path, monkeypatch,
     volume, _ = oracle.scene(oracle.scene_grid())
     for name in ("a", "b"):
         write_image(tmp_path / "in" / f"{name}.nrrd", volume)
-    real = script.read_scan
+    real = case_module.read_scan
     monkeypatch.setattr(
-        script, "read_scan", lambda case: {}["?"] if case.name == "a" else real(case)
+        case_module, "read_scan", lambda case: {}["?"] if case.name == "a" else real(case)
     )
     assert run(script, tmp_path) == 1
     assert "Failed: a: unexpected KeyError" in capsys.readouterr().err

@@ -41,16 +41,18 @@ def segmented(output: Path, path: Path, sha256: str, text: str = "mask", **more)
     output.mkdir(exist_ok=True)
     results = OutputFolder(output)
     case = Case(path.name.split(".")[0], path)
-    case = Case(results.name_for(case, sha256), path)
-    results.check(case.name)
+    place = results.place_for(case, lambda: sha256)
+    place.check()
     files = {"mask.nii.gz": text, "seg.dcm": text, **more}
-    with results.renewed(case, sha256, list(files)) as (folder, kept):
+    with place.renewed(case, sha256, list(files)) as (folder, kept):
         for name, content in files.items():
             (folder / name).write_text(content)
-        report = {"case": case.name, "identity": identity(sha256), "input": case.source}
+        report = {"case": place.path.name, "identity": identity(sha256), "input": case.source}
         report |= {"structures": [], "flags": kept, "scores": [], "seconds": 1.0}
-        write_report(folder, report, list(files))
-    return output / case.name
+        report = write_report(folder, report, list(files))
+    results.take(report, place)
+    assert results.reports.keys() == OutputFolder(output).reports.keys()
+    return place.path
 
 
 def test_each_scan_of_one_name_gets_a_folder_of_its_own(tmp_path):
@@ -73,6 +75,35 @@ def test_a_scan_without_a_result_is_not_taken_for_another(tmp_path):
 def test_a_scan_that_moved_keeps_its_folder(tmp_path):
     first = segmented(tmp_path / "out", tmp_path / "here" / "ct.nii", "a")
     assert segmented(tmp_path / "out", tmp_path / "there" / "ct.nii", "a") == first
+
+
+def test_scans_of_one_run_are_given_names_before_any_is_finished(tmp_path):
+    """As workers need them, which segment several at a time."""
+    output = tmp_path / "out"
+    segmented(output, tmp_path / "A" / "ct.nii", "a")
+    results = OutputFolder(output)
+    scans = [("ct", "B/ct.nii"), ("B_ct", "C/B_ct.nii"), ("ct", "A/ct.nii"), ("ct", "D/ct.nii")]
+    places = [results.place_for(Case(name, tmp_path / path), lambda: "b") for name, path in scans]
+    assert [place.path.name for place in places] == ["B_ct", "C_B_ct", "ct", "D_ct"]
+    moved = results.place_for(Case("ct", tmp_path / "E" / "ct.nii"), lambda: "a")
+    assert moved.path.name == "E_ct"  # ct is given, to the scan that lies where it lay
+    asides = [place.aside and place.aside.name for place in (*places, moved)]
+    assert asides == [None, None, "ct_earlier", None, None]
+    assert results.place_for(Case("ct_earlier", tmp_path / "x"), str).path.name != "ct_earlier"
+
+
+def test_a_scan_that_a_killed_worker_had_finished_is_not_put_aside(tmp_path):
+    output, scan = tmp_path / "out", tmp_path / "ct.nii"
+    segmented(output, scan, "old")
+    case = Case("ct", scan)
+    place = OutputFolder(output).place_for(case, lambda: "new")
+    for _ in range(2):
+        with place.renewed(case, "new", []) as (folder, _):
+            report = {"case": "ct", "identity": identity("new"), "input": scan}
+            report |= {"structures": [], "flags": [], "scores": [], "seconds": 1.0}
+            write_report(folder, report, [])
+    assert names(output) == ["ct", "ct_earlier"]
+    assert read_report(output / "ct_earlier")["identity"] == identity("old")
 
 
 def test_a_scan_in_the_place_of_another_removes_no_result(tmp_path):
@@ -117,7 +148,8 @@ def test_what_someone_put_there_or_changed_stays(tmp_path):
 def test_an_error_leaves_the_old_result(tmp_path):
     folder = segmented(tmp_path / "out", tmp_path / "ct.nii", "a", "old")
     results, case = OutputFolder(tmp_path / "out"), Case("ct", tmp_path / "ct.nii")
-    with pytest.raises(OSError, match="full"), results.renewed(case, "a", []) as (new, _):
+    place = results.place_for(case, lambda: "a")
+    with pytest.raises(OSError, match="full"), place.renewed(case, "a", []) as (new, _):
         (new / "mask.nii.gz").write_text("half")
         raise OSError("full")
     assert (folder / "mask.nii.gz").read_text() == "old" and names(tmp_path / "out") == ["ct"]

@@ -11,9 +11,9 @@ import pytest
 import torch
 from balls import patient, write_cohort
 
+from multipass.claims import claimed
 from multipass.data.cohort import Cohort
 from multipass.data.patient_files import write_patient
-from multipass.files import claimed
 from multipass.model import checkpoint
 from multipass.structures import PELVIS
 from multipass.training.beforehand import check_annotations

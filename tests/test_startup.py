@@ -32,7 +32,7 @@ def test_ctrl_c_while_modules_load_gives_no_traceback(tmp_path, script):
 def test_a_run_that_ignores_ctrl_c_goes_on_ignoring_it():
     code = (
         "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)\n"
-        "from multipass.interrupts import *; end_silently(); raise_again()\n"
+        "from multipass.startup import *; end_silently(); raise_again()\n"
         "signal.raise_signal(signal.SIGINT); print('whole')"
     )
     run = subprocess.run(
@@ -43,7 +43,7 @@ def test_a_run_that_ignores_ctrl_c_goes_on_ignoring_it():
 
 def test_ctrl_c_is_raised_in_the_work_itself():
     code = (
-        "import signal; from multipass.interrupts import *; end_silently(); raise_again()\n"
+        "import signal; from multipass.startup import *; end_silently(); raise_again()\n"
         "try: signal.raise_signal(signal.SIGINT)\n"
         "except KeyboardInterrupt: print('stopped')"
     )

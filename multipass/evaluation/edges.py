@@ -13,12 +13,11 @@ from scipy.ndimage import (
     binary_erosion,
     distance_transform_edt,
     gaussian_filter,
-    label,
     map_coordinates,
 )
 from scipy.spatial import cKDTree
 
-from multipass.geometry.labelmaps import box_of, boxes_of
+from multipass.geometry.labelmaps import box_of, boxes_of, parts_of
 
 MARGIN_MM, MARGIN_VOXELS = 6.0, 8
 MOST_POINTS = 4000  # of a structure's surface
@@ -129,5 +128,5 @@ def parts_too_many(labels: np.ndarray, value: int, least_voxels: float) -> int:
     box = boxes_of(labels, value)[value - 1]
     if box is None:
         return 0
-    sizes = np.bincount(label(labels[box] == value)[0].ravel())[1:]
+    _, sizes = parts_of(labels[box] == value)
     return max(0, int(np.count_nonzero(sizes >= least_voxels)) - 1)

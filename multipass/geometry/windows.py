@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import ndimage
 
+from multipass.geometry.labelmaps import parts_of
 from multipass.geometry.volume import AIR_HU, Grid, Volume, floats3, ints3, resample
 
 GRID_SIZE = (128, 128, 72)
@@ -65,10 +66,9 @@ def body_box(volume: Volume) -> np.ndarray:
     body = opened if opened.any() else coarse
     if not body.any():
         return volume.grid.box_mm()
-    labels, _ = ndimage.label(body)
-    sizes = np.bincount(labels.ravel())[1:]
-    large = 1 + np.flatnonzero(sizes >= BODY_PART * sizes.max())
-    spans = ndimage.find_objects(np.isin(labels, large).astype(np.uint8))[0]
+    parts, sizes = parts_of(body)
+    large = np.count_nonzero(sizes >= BODY_PART * sizes[0])
+    spans = ndimage.find_objects(((parts > 0) & (parts <= large)).astype(np.uint8))[0]
     origin = np.asarray(volume.grid.origin_mm)
     low = origin + (np.array([s.start for s in spans]) - 1) * steps * spacing
     high = origin + np.array([s.stop for s in spans]) * steps * spacing
@@ -215,19 +215,15 @@ def pelvis_box(foreground: Volume, limit_mm: np.ndarray) -> np.ndarray | None:
 
 def _parts_of_a_pelvis(found: np.ndarray, spacing_mm: np.ndarray) -> np.ndarray:
     """The components that `pelvis_box` keeps; none where none has 1 cm3."""
-    labels, count = ndimage.label(found)
-    sizes = np.bincount(labels.ravel(), minlength=count + 1)[1:] * spacing_mm.prod()
-    large = sizes >= LEAST_MM3
-    if not large.any():
-        return np.zeros_like(found)
-    first = int(sizes.argmax())
-    largest = labels == 1 + first
-    if np.count_nonzero(large) == 1:
-        return largest
-    heights = [spans[2] for spans in ndimage.find_objects(labels)]
-    level = heights[first]
+    parts, sizes = parts_of(found)
+    count = np.count_nonzero(sizes * spacing_mm.prod() >= LEAST_MM3)
+    if count < 2:
+        return parts == 1 if count else np.zeros_like(found)
+    parts[parts > count] = 0
+    heights = [spans[2] for spans in ndimage.find_objects(parts.astype(np.int32))]
+    level = heights[0]
     beside = np.array([s.start < level.stop and level.start < s.stop for s in heights])
-    distance = ndimage.distance_transform_edt(~largest, sampling=spacing_mm)
-    nearest = ndimage.minimum(distance, labels, index=np.arange(1, count + 1))
-    kept = (nearest <= NEARBY_MM) | (beside & (sizes >= BESIDE_PART * sizes[first]))
-    return np.isin(labels, 1 + np.flatnonzero(large & kept))
+    distance = ndimage.distance_transform_edt(parts != 1, sampling=spacing_mm)
+    nearest = ndimage.minimum(distance, parts, index=np.arange(1, count + 1))
+    kept = (nearest <= NEARBY_MM) | (beside & (sizes[:count] >= BESIDE_PART * sizes[0]))
+    return np.isin(parts, 1 + np.flatnonzero(kept))

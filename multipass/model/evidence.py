@@ -5,9 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import ndimage
 
-from multipass.geometry.labelmaps import box_of
+from multipass.geometry.labelmaps import box_of, parts_of
 from multipass.geometry.volume import Volume
 from multipass.geometry.windows import LEAST_MM3, joined, pelvis_box
 from multipass.model.maps import ClassMaps, PassResult
@@ -47,8 +46,8 @@ def finds_nothing(result: PassResult) -> bool:
         found = maps[0] < 0.5
         box = box_of(found)
         if box is not None:
-            pieces, _ = ndimage.label(found[box])
-            if np.bincount(pieces.ravel())[1:].max() * np.prod(window.spacing_mm) >= LEAST_MM3:
+            _, sizes = parts_of(found[box])
+            if sizes[0] * np.prod(window.spacing_mm) >= LEAST_MM3:
                 return False
     return True
 

@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from scipy import ndimage
 
+from multipass.geometry.labelmaps import parts_of
 from multipass.geometry.volume import Grid, floats3, ints3
 from multipass.geometry.windows import stacked_grid
 from multipass.model.maps import ClassMaps, PassResult
@@ -98,8 +99,8 @@ def _sides_of(
 
 
 def _largest(mask: np.ndarray) -> np.ndarray:
-    pieces, count = ndimage.label(mask)
-    return pieces == 1 + np.bincount(pieces.ravel())[1:].argmax() if count else mask
+    parts, _ = parts_of(mask)
+    return parts == 1
 
 
 def _are_two(left: np.ndarray, right: np.ndarray, grid: Grid) -> bool:

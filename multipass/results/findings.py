@@ -6,10 +6,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from scipy import ndimage
 
 from multipass.geometry.field_of_view import FieldOfView, field_of_view
-from multipass.geometry.labelmaps import boxes_of
+from multipass.geometry.labelmaps import boxes_of, parts_of
 from multipass.geometry.volume import Volume, floats3, ints3
 from multipass.geometry.windows import stacked_grid
 from multipass.model.evidence import NOTHING
@@ -140,9 +139,8 @@ def count_parts(seen: Volume, count: int) -> list[int]:
     parts = [0] * count
     for k, box in enumerate(boxes_of(seen.array, count)):
         if box is not None:
-            pieces, _ = ndimage.label(seen.array[box] == k + 1)
-            sizes = np.bincount(pieces.ravel())[1:] * seen.grid.voxel_ml
-            parts[k] = int((sizes >= PART_ML).sum())
+            _, sizes = parts_of(seen.array[box] == k + 1)
+            parts[k] = int((sizes * seen.grid.voxel_ml >= PART_ML).sum())
     return parts
 
 

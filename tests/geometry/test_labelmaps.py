@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from multipass.geometry.labelmaps import boxes_of, without_specks
+from multipass.geometry.labelmaps import boxes_of, parts_of, without_specks
 from multipass.geometry.volume import Grid
 
 GRID = Grid((30, 30, 30), (1.0, 1.0, 2.0), (0.0, 0.0, 0.0))
@@ -56,3 +56,16 @@ def test_boxes_are_those_of_find_objects_in_any_order_of_axes(order):
     turned = labels.transpose(order)[::-1]
     assert boxes_of(turned, 4) == ndimage.find_objects(turned, max_label=4)
     assert boxes_of(np.zeros_like(turned), 2) == [None, None]
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_parts_are_what_touches_by_faces_the_largest_first(order):
+    rng = np.random.default_rng(2)
+    mask = np.asarray(rng.random((9, 11, 13)) < 0.3, order=order)
+    parts, sizes = parts_of(mask)
+    assert np.array_equal(parts > 0, mask) and parts.max() == len(sizes)
+    assert np.array_equal(np.bincount(parts.ravel())[1:], sizes)
+    assert (np.diff(sizes) <= 0).all()
+    expected, count = ndimage.label(mask)
+    assert len(np.unique(np.stack([parts[mask], expected[mask]]), axis=1).T) == count == len(sizes)
+    assert len(parts_of(np.zeros((3, 4, 5), bool))[1]) == 0

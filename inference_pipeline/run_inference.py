@@ -54,8 +54,8 @@ class Options:
     """A checkpoint of training.py."""
     passes: int | None = None
     """How often the network looks; as often as in its training by default."""
-    format: tuple[Literal["nifti", "seg", "rtstruct"], ...] = ("nifti", "seg")
-    """mask.nii.gz; for DICOM input seg.dcm, and contours as rtstruct.dcm."""
+    format: tuple[Literal["nifti", "seg", "labelmap", "rtstruct"], ...] = ("nifti", "seg")
+    """mask.nii.gz; for DICOM input seg.dcm, the same as labelmap.dcm, contours as rtstruct.dcm."""
     probabilities: bool = False
     """Also write the last pass's class probabilities, on the grid of its windows."""
     meshes: Literal["none", "stl", "ply"] = "none"

@@ -148,7 +148,7 @@ class Result:
         this program did not write stays.
 
         Args:
-            formats: of 'nifti', and of 'seg' and 'rtstruct', which are for a DICOM series.
+            formats: of 'nifti', and of 'seg', 'labelmap' and 'rtstruct', for a DICOM series.
             meshes: 'stl' or 'ply' for a surface of each structure, in mm, LPS.
 
         Returns:

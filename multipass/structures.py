@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
 
 Key = tuple[str, str, str]
@@ -22,6 +23,7 @@ Identify = Callable[[dict], Sequence["Structure"]]
 CATEGORY = Code("123037004", "SCT", "Anatomical Structure")
 SIDES = {"left": Code("7771000", "SCT", "Left"), "right": Code("24028007", "SCT", "Right")}
 BACKGROUND = ("DCM", "125040")
+IMPLANT = Code("40388003", "SCT", "Implant")
 HIP = ("SCT", "29836001")
 FEMUR = ("SCT", "71341001")
 # Types that leave it to the anatomic region which bone it is: Bone, Anatomical Structure.
@@ -43,6 +45,7 @@ class Structure:
         scheme, value, meaning: the code of the segmented property type.
         side: 'left', 'right' or ''.
         colour: sRGB, 0 to 255.
+        category: what kind of thing it is, of DICOM's CID 7150.
     """
 
     name: str
@@ -51,6 +54,7 @@ class Structure:
     meaning: str
     side: str
     colour: tuple[int, int, int]
+    category: Code = CATEGORY
 
     @property
     def key(self) -> Key:
@@ -59,19 +63,40 @@ class Structure:
 
     def to_dict(self) -> dict:
         """As plain types, for patient files, checkpoints and reports."""
-        return {
+        row = {
             "name": self.name,
             "code": list(self.key),
             "meaning": self.meaning,
             "colour": list(self.colour),
         }
+        return row if self.category == CATEGORY else {**row, "category": _listed(self.category)}
 
     @classmethod
     def from_dict(cls, row: dict) -> Structure:
         """Inverse of `to_dict`; raises KeyError, TypeError or ValueError for anything else."""
         scheme, value, side = row["code"]
         red, green, blue = row["colour"]
-        return cls(row["name"], scheme, value, row["meaning"], side, (red, green, blue))
+        category = _category(row.get("category") or _listed(CATEGORY))
+        return cls(row["name"], scheme, value, row["meaning"], side, (red, green, blue), category)
+
+
+def _listed(code: Code) -> list[str]:
+    return [code.scheme_designator, code.value, code.meaning]
+
+
+def _category(listed: Sequence[str]) -> Code:
+    scheme, value, meaning = map(str, listed)
+    return Code(value, scheme, meaning)
+
+
+def _usual_category(scheme: str, value: str) -> Code:
+    """That of a type's code: devices and lesions are no anatomical structures."""
+    code = Code(value, scheme, "")
+    if code == IMPLANT or code in codes.cid7157.concepts.values():
+        return codes.cid7150.PhysicalObject
+    if code in codes.cid7159.concepts.values():
+        return codes.cid7150.MorphologicallyAbnormalStructure
+    return CATEGORY
 
 
 # Mask values 1 to 5, in this order.
@@ -208,7 +233,8 @@ def read_rules(path: Path | None) -> Identify:
 
     Each rule has "label" (the segment's label, any case) or "code" ([scheme, value]), and one of
     "structure" (a name of the shipped table), "split" (two such names: the segment is cut
-    between its two bones), "new" ({"name", "code": [scheme, value, side]}) or "ignore": true.
+    between its two bones), "new" ({"name", "code": [scheme, value, side]}, and, if it likes,
+    "category": [scheme, value, meaning]) or "ignore": true.
     Segments that no rule fits are identified by their codes.
 
     Raises:
@@ -247,7 +273,10 @@ def _named(rule: dict) -> list[Structure]:
         name = str(rule["new"]["name"])
         if side not in OTHER_SIDE:
             raise ValueError(f"side '{side}' is not left, right or empty")
-        return [Structure(name, scheme, value, name, side, _colour(scheme + value + side))]
+        category = rule["new"].get("category")
+        category = _category(category) if category else _usual_category(scheme, value)
+        colour = _colour(scheme + value + side)
+        return [Structure(name, scheme, value, name, side, colour, category)]
     names = rule["split"] if "split" in rule else [rule["structure"]]
     unknown = [name for name in names if name not in table]
     if unknown:
@@ -278,7 +307,12 @@ def by_codes(attributes: dict) -> list[Structure]:
         item = attributes.get(keyword, {})
         modifiers += [item.get("CodeValue", ""), item.get("CodeMeaning", "")]
     label = attributes.get("SegmentLabel") or attributes.get("SegmentDescription") or ""
-    return [identify(scheme, value, kind.get("CodeMeaning", ""), modifiers, label)]
+    found = identify(scheme, value, kind.get("CodeMeaning", ""), modifiers, label)
+    if found in (*PELVIS, OTHER_BONE):
+        return [found]
+    said = attributes.get("SegmentedPropertyCategoryCodeSequence", {})
+    values = [said.get(key) for key in ("CodingSchemeDesignator", "CodeValue", "CodeMeaning")]
+    return [replace(found, category=_category(values) if all(values) else CATEGORY)]
 
 
 def to_attributes(structure: Structure, value: int, algorithm: str = "") -> dict:
@@ -293,7 +327,7 @@ def to_attributes(structure: Structure, value: int, algorithm: str = "") -> dict
         "SegmentLabel": structure.name,
         "SegmentDescription": structure.name,
         "SegmentAlgorithmType": "AUTOMATIC" if algorithm else "MANUAL",
-        "SegmentedPropertyCategoryCodeSequence": _written(CATEGORY),
+        "SegmentedPropertyCategoryCodeSequence": _written(structure.category),
         "SegmentedPropertyTypeCodeSequence": _written(
             Code(structure.value, structure.scheme, structure.meaning)
         ),

@@ -19,29 +19,29 @@ from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.uid import ImplicitVRLittleEndian, RTStructureSetStorage, generate_uid
 
 from multipass import __version__
-from multipass.dicom.headers import read_dicom, text
+from multipass.dicom.derived import (
+    LABEL,
+    SERIES_DESCRIPTION,
+    TITLE,
+    frame_of,
+    images_of,
+    label_of,
+    source_header,
+    take_over,
+    type_of,
+)
+from multipass.dicom.headers import read_dicom
 from multipass.dicom.rt_reader import in_lattice, points_of
 from multipass.dicom.seg_header import ALGORITHM
-from multipass.dicom.slices import MULTIFRAME_CT, Slice
+from multipass.dicom.slices import Slice
 from multipass.files import replacing
 from multipass.geometry.labelmaps import boxes_of
 from multipass.geometry.outlines import filled, outlines_of
 from multipass.geometry.volume import Grid, Volume, ints3, to_sitk
-from multipass.structures import SIDES, Structure
+from multipass.structures import CATEGORY, Structure
 
-# Of the modules of patient and study: those that must be there, if empty, and others of the source.
-TYPE_2 = (
-    *("PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyDate", "StudyTime"),
-    *("ReferringPhysicianName", "StudyID", "AccessionNumber"),
-)
-COPIED = (
-    *("IssuerOfPatientID", "PatientAge", "StudyDescription", "PatientIdentityRemoved"),
-    *("DeidentificationMethod", "DeidentificationMethodCodeSequence"),
-)
 # What stands for a study where a class is asked for, retired as it is.
 STUDY_CLASS = "1.2.840.10008.3.1.2.3.1"
-# Of VR LO.
-MOST_LETTERS = 64
 
 
 def write_rtstruct(
@@ -103,37 +103,25 @@ def _outlines(part: np.ndarray, box: Sequence[slice]) -> Iterator[np.ndarray]:
 
 
 def _structure_set(slices: Sequence[Slice]) -> Dataset:
-    """The object without its structures.
-
-    Raises:
-        ValueError: the source lacks a UID by which it could be referred to.
-    """
-    source = read_dicom(slices[0].path)
-    for keyword in ("StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"):
-        if not text(source, keyword):
-            raise ValueError(f"{slices[0].path.name} has no {keyword} for contours to refer to")
+    """The object without its structures."""
+    source = source_header(slices)
     dataset = Dataset()
     dataset.file_meta = FileMetaDataset()
     dataset.file_meta.TransferSyntaxUID = ImplicitVRLittleEndian
-    dataset.SpecificCharacterSet = "ISO_IR 192"
-    for keyword in TYPE_2:
-        setattr(dataset, keyword, "")
-    for keyword in (*TYPE_2, *COPIED, "StudyInstanceUID"):
-        if keyword in source:
-            dataset[keyword] = source[keyword]
+    take_over(dataset, source)
     dataset.SOPClassUID, dataset.SOPInstanceUID = RTStructureSetStorage, generate_uid()
     dataset.Modality, dataset.SeriesInstanceUID = "RTSTRUCT", generate_uid()
     dataset.SeriesNumber, dataset.InstanceNumber, dataset.OperatorsName = 301, 1, ""
-    dataset.SeriesDescription = f"Pelvic bones, {ALGORITHM} {__version__}"
+    dataset.SeriesDescription = SERIES_DESCRIPTION
     dataset.Manufacturer = dataset.ManufacturerModelName = ALGORITHM
     dataset.SoftwareVersions = __version__
-    dataset.StructureSetLabel, dataset.StructureSetName = "PELVIC_BONES", "Pelvic bones, automatic"
+    dataset.FrameOfReferenceUID = source.FrameOfReferenceUID
+    dataset.PositionReferenceIndicator = ""
+    dataset.StructureSetLabel, dataset.StructureSetName = LABEL, TITLE
     day, time = datetime.now().strftime("%Y%m%d %H%M%S").split()
     dataset.StructureSetDate, dataset.StructureSetTime = day, time
     dataset.ApprovalStatus = "UNAPPROVED"
-    frame = _frame_of_reference(source, slices)
-    dataset.FrameOfReferenceUID, dataset.PositionReferenceIndicator = frame.FrameOfReferenceUID, ""
-    dataset.ReferencedFrameOfReferenceSequence = [frame]
+    dataset.ReferencedFrameOfReferenceSequence = [_frame_of_reference(source, slices)]
     dataset.StructureSetROISequence = []
     dataset.ROIContourSequence = []
     dataset.RTROIObservationsSequence = []
@@ -141,24 +129,16 @@ def _structure_set(slices: Sequence[Slice]) -> Dataset:
 
 
 def _frame_of_reference(source: Dataset, slices: Sequence[Slice]) -> Dataset:
-    """The frame of reference with study, series and images in it; one of its own where the source
-    names none, since contours must have one."""
+    """The frame of reference, with study, series and images in it."""
     series, study, frame = Dataset(), Dataset(), Dataset()
     series.SeriesInstanceUID = source.SeriesInstanceUID
-    files = {piece.sop_uid: piece for piece in slices}
-    series.ContourImageSequence = [_image(piece) for piece in files.values()]
+    series.ContourImageSequence = images_of(slices)
     study.ReferencedSOPClassUID = STUDY_CLASS
     study.ReferencedSOPInstanceUID = source.StudyInstanceUID
     study.RTReferencedSeriesSequence = [series]
-    frame.FrameOfReferenceUID = text(source, "FrameOfReferenceUID") or generate_uid()
+    frame.FrameOfReferenceUID = source.FrameOfReferenceUID
     frame.RTReferencedStudySequence = [study]
     return frame
-
-
-def _image(piece: Slice) -> Dataset:
-    item = Dataset()
-    item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = piece.sop_class, piece.sop_uid
-    return item
 
 
 def _contour(outline: np.ndarray, piece: Slice) -> Dataset:
@@ -169,10 +149,8 @@ def _contour(outline: np.ndarray, piece: Slice) -> Dataset:
     # million of a pelvis.
     values = "\\".join(f"{v:.3f}" for v in places.ravel().tolist()).encode()
     values += b" " * (len(values) % 2)
-    contour, image = Dataset(), _image(piece)
-    if piece.sop_class in MULTIFRAME_CT:
-        image.ReferencedFrameNumber = piece.frame + 1
-    contour.ContourImageSequence = [image]
+    contour = Dataset()
+    contour.ContourImageSequence = [frame_of(piece)]
     contour.ContourGeometricType, contour.NumberOfContourPoints = "CLOSED_PLANAR", len(outline)
     contour.add_new("ContourData", "OB", values)
     return contour
@@ -183,7 +161,7 @@ def _add(dataset: Dataset, value: int, structure: Structure, contours: Sequence[
     frame = dataset.ReferencedFrameOfReferenceSequence[0].FrameOfReferenceUID
     region, outlines, observation = Dataset(), Dataset(), Dataset()
     region.ROINumber, region.ReferencedFrameOfReferenceUID = value, frame
-    region.ROIName = structure.name.replace("\\", "/")[:MOST_LETTERS]
+    region.ROIName = label_of(structure)
     region.ROIGenerationAlgorithm = "AUTOMATIC"
     region.ROIGenerationDescription = f"{ALGORITHM} {__version__}"
     outlines.ReferencedROINumber, outlines.ROIDisplayColor = value, list(structure.colour)
@@ -191,20 +169,14 @@ def _add(dataset: Dataset, value: int, structure: Structure, contours: Sequence[
         contour.ContourNumber = number
     outlines.ContourSequence = contours
     observation.ObservationNumber = observation.ReferencedROINumber = value
-    observation.RTROIIdentificationCodeSequence = [code_of(structure)]
-    observation.RTROIInterpretedType, observation.ROIInterpreter = "ORGAN", ""
+    observation.RTROIIdentificationCodeSequence = [type_of(structure)]
+    observation.SegmentedPropertyCategoryCodeSequence = [CodedConcept.from_code(structure.category)]
+    is_organ = structure.category == CATEGORY
+    observation.RTROIInterpretedType = "ORGAN" if is_organ else ""
+    observation.ROIInterpreter = ""
     dataset.StructureSetROISequence.append(region)
     dataset.ROIContourSequence.append(outlines)
     dataset.RTROIObservationsSequence.append(observation)
-
-
-def code_of(structure: Structure) -> Dataset:
-    """The structure's type with its side as a modifier."""
-    code = CodedConcept(structure.value, structure.scheme, structure.meaning or structure.name)
-    if structure.side:
-        side = CodedConcept.from_code(SIDES[structure.side])
-        code.SegmentedPropertyTypeModifierCodeSequence = [side]
-    return code
 
 
 def _check(dataset: Dataset, mask: np.ndarray, slices: Sequence[Slice]) -> None:

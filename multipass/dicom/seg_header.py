@@ -157,7 +157,9 @@ def attributes_of(segment: Dataset) -> dict[str, Any]:
     }
     kinds = segment.get("SegmentedPropertyTypeCodeSequence") or []
     regions = segment.get("AnatomicRegionSequence") or []
+    categories = segment.get("SegmentedPropertyCategoryCodeSequence") or []
     for keyword, owners in {
+        "SegmentedPropertyCategoryCodeSequence": categories,
         "SegmentedPropertyTypeCodeSequence": kinds,
         "AnatomicRegionSequence": regions,
         # In the code that they modify, or beside it as some writers do.

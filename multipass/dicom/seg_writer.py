@@ -1,40 +1,47 @@
-"""DICOM SEG out: dcmqi's `itkimage2segimage`, and a check of what it wrote.
+"""DICOM SEG out, by highdicom, and a check of what it wrote.
 
-dcmqi drops labels that the image does not hold and renumbers the segments, so only structures that
-were found are announced and segments are known by their codes; it fails on an empty mask, so there
-is none for it; it can end well with references missing, so the references are counted and every
-frame is compared with the mask.
+highdicom asks for more than many sources have, so it gets plain stand-ins for the slices; patient,
+study and references are then led to the source as it is.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 
 import numpy as np
 import pydicom
-import SimpleITK as sitk
+from highdicom.color import CIELabColor
+from highdicom.seg import Segmentation, SegmentDescription
 from pydicom.dataset import Dataset
-from pydicom.sr.coding import Code
+from pydicom.uid import CTImageStorage, generate_uid
+from pydicom.valuerep import format_number_as_ds
 
 from multipass import __version__
-from multipass.dicom.dcmqi import DcmqiHangsError, number_places, run_dcmqi
-from multipass.dicom.frames import is_multiframe, refer_to_frames, write_stand_ins
-from multipass.dicom.headers import read_dicom
+from multipass.dicom.derived import (
+    LABEL,
+    SERIES_DESCRIPTION,
+    TITLE,
+    algorithm,
+    frame_of,
+    images_of,
+    label_of,
+    source_header,
+    take_over,
+    type_of,
+)
 from multipass.dicom.seg_header import ALGORITHM
 from multipass.dicom.slices import Slice
 from multipass.files import replacing
 from multipass.geometry.labelmaps import box_of, voxel_counts
-from multipass.geometry.volume import SAME_PLACE_MM, Grid, Volume, ints3, to_sitk
-from multipass.structures import SIDES, Structure, to_attributes
+from multipass.geometry.volume import SAME_PLACE_MM, Grid
+from multipass.structures import SIDES, Structure
 
-FAMILY = Code("123109", "DCM", "Artificial Intelligence")
-SERIES_NUMBER = "300"
-LOSSY = ["LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod"]
+LOSSY = ("LossyImageCompression", "LossyImageCompressionRatio", "LossyImageCompressionMethod")
+# Supplement 243: its pixels are the values of the mask.
+LABELMAP = "LABELMAP"
+# Stand-ins are called 1.0, 1.1, 1.2 ...
+STAND_IN = "1."
 
 
 def write_seg(
@@ -44,78 +51,119 @@ def write_seg(
     slices: Sequence[Slice],
     structures: Sequence[Structure],
     is_resampled: bool = False,
+    kind: str = "BINARY",
 ) -> None:
     """Writes the mask as a DICOM SEG that refers to its source slices, and reads it back.
 
     Args:
         mask: (X, Y, Z) on the scan's own grid, 1 + k for structures[k]; not empty.
         slices: along the grid's third axis.
-        is_resampled: the slices lie askew in the grid, so that frames cannot refer to single ones.
+        is_resampled: the grid's slices are others than these, and frames refer to none.
+        kind: BINARY or LABELMAP.
 
     Raises:
-        ValueError: dcmqi failed, or its file does not hold this mask and these references.
+        ValueError: the source has no UIDs to refer to, or the file does not hold this mask.
     """
     box = box_of(mask)
     if box is None:
         raise ValueError("a SEG of an empty mask cannot be written")
-    mask = np.asfortranarray(mask)
-    # dcmqi takes its time for every slice that it is given, whether or not a bone is in it.
-    held = slice(0, grid.size[2]) if is_resampled else box[2]
-    part = mask[:, :, held]
-    volume = Volume(part, grid.cropped((0, 0, held.start), ints3(part.shape)))
-    several = is_multiframe(slices)
-    dataset = _converted(volume, slices[held], structures, is_resampled, several)
-    _settle(dataset, slices[0].path)
+    source = source_header(slices)
+    held = range(box[2].start, box[2].stop)
+    dataset = _segmentation(mask, [_stand_in(grid, k, source) for k in held], structures, kind)
+    if is_resampled:
+        for frame in dataset.PerFrameFunctionalGroupsSequence:
+            del frame.DerivationImageSequence
+    _refer(dataset, slices if is_resampled else slices[box[2]], slices)
+    dataset.ReferencedSeriesSequence[0].SeriesInstanceUID = source.SeriesInstanceUID
+    take_over(dataset, source)
+    for keyword in LOSSY if source.get(LOSSY[0]) == "01" else ():
+        if keyword in source:
+            dataset[keyword] = source[keyword]
     with replacing(path) as temporary:
         dataset.save_as(temporary)
-        check_seg(
-            pydicom.dcmread(temporary), mask, grid, () if is_resampled else slices, structures
-        )
+        referred = () if is_resampled else slices
+        check_seg(pydicom.dcmread(temporary), mask, grid, referred, structures)
 
 
-def _converted(
-    mask: Volume,
-    slices: Sequence[Slice],
-    structures: Sequence[Structure],
-    is_resampled: bool,
-    several: bool,
-) -> Dataset:
-    """What dcmqi makes of a mask; `several`: the CT is a file of several frames."""
-    counts = voxel_counts(mask.array, len(structures))
+def _stand_in(grid: Grid, k: int, source: Dataset) -> Dataset:
+    """A slice of a grid as highdicom wants it: a single-frame CT image of nobody."""
+    image = Dataset()
+    take_over(image, Dataset())
+    image.SOPClassUID, image.SOPInstanceUID, image.Modality = CTImageStorage, f"{STAND_IN}{k}", "CT"
+    image.StudyInstanceUID, image.SeriesInstanceUID = source.StudyInstanceUID, "1"
+    image.FrameOfReferenceUID = source.FrameOfReferenceUID
+    image.Columns, image.Rows = grid.size[:2]
+    place = grid.affine[:3, :3] @ [0, 0, k] + grid.origin_mm
+    image.ImagePositionPatient = _decimals(place)
+    image.ImageOrientationPatient = _decimals(grid.matrix.T[:2].ravel())
+    image.PixelSpacing = _decimals(grid.spacing_mm[1::-1])
+    (image.SliceThickness,) = (image.SpacingBetweenSlices,) = _decimals(grid.spacing_mm[2:])
+    return image
+
+
+def _decimals(values: Sequence[float] | np.ndarray) -> list[str]:
+    return [format_number_as_ds(float(v)) for v in values]
+
+
+def _segmentation(
+    mask: np.ndarray, images: Sequence[Dataset], structures: Sequence[Structure], kind: str
+) -> Segmentation:
+    """A segment for each structure in the mask; numbered one by one, as BINARY has to be, or by
+    their values in the mask."""
+    counts = voxel_counts(mask, len(structures))
     found = [(k, structure) for k, structure in enumerate(structures, 1) if counts[k]]
-    with TemporaryDirectory(prefix="multipass_") as name:
-        folder = Path(name)
-        sources = folder / "sources"
-        sources.mkdir()
-        frames = write_stand_ins(slices, sources) if several else {}
-        if not frames:
-            for number, source in enumerate(dict.fromkeys(piece.path for piece in slices)):
-                _link(source, sources / f"{number:05d}.dcm")
-        sitk.WriteImage(to_sitk(mask), str(folder / "mask.nrrd"))
-        (folder / "meta.json").write_text(json.dumps(_meta(found)), encoding="utf-8")
-        arguments = ["--inputImageList", str(folder / "mask.nrrd")]
-        arguments += ["--inputDICOMDirectory", str(sources)]
-        arguments += ["--inputMetadata", str(folder / "meta.json")]
-        if is_resampled:
-            arguments += ["--referencesGeometryCheck", "0"]
-        _convert([*arguments, "--outputDICOM", str(folder / "seg.dcm")])
-        if not (folder / "seg.dcm").exists():
-            raise ValueError("dcmqi's itkimage2segimage wrote no file")
-        dataset = pydicom.dcmread(folder / "seg.dcm")
-    if frames:
-        refer_to_frames(dataset, frames)
-    return dataset
+    numbers = np.zeros(len(structures) + 1, mask.dtype)
+    for number, (value, _) in enumerate(found, 1):
+        numbers[value] = value if kind == LABELMAP else number
+    first = int(images[0].SOPInstanceUID.removeprefix(STAND_IN))
+    part = mask[:, :, first : first + len(images)]
+    return Segmentation(
+        source_images=images,
+        pixel_array=numbers[np.ascontiguousarray(part.T)],
+        segmentation_type=kind,
+        segment_descriptions=[_described(structure, int(numbers[k])) for k, structure in found],
+        series_instance_uid=generate_uid(),
+        series_number=300 if kind != LABELMAP else 302,
+        sop_instance_uid=generate_uid(),
+        instance_number=1,
+        manufacturer=ALGORITHM,
+        manufacturer_model_name=ALGORITHM,
+        software_versions=__version__,
+        device_serial_number="1",
+        content_label=LABEL,
+        content_description=TITLE,
+        content_creator_name="MultiPass^U-Net",
+        series_description=SERIES_DESCRIPTION,
+    )
 
 
-def _convert(arguments: list[str]) -> None:
-    """Runs dcmqi; where the source's own attributes break DICOM's rules for values, once more
-    without its check of them, since they are copied and not ours to mend."""
-    try:
-        run_dcmqi("itkimage2segimage", *arguments)
-    except DcmqiHangsError:
-        raise
-    except ValueError:
-        run_dcmqi("itkimage2segimage", *arguments, "--noDicomValueChecks")
+def _described(structure: Structure, number: int) -> SegmentDescription:
+    return SegmentDescription(
+        segment_number=number,
+        segment_label=label_of(structure),
+        segmented_property_category=structure.category,
+        segmented_property_type=type_of(structure),
+        algorithm_type="AUTOMATIC",
+        algorithm_identification=algorithm(),
+        display_color=CIELabColor.from_rgb(*structure.colour),
+    )
+
+
+def _refer(dataset: Dataset, named: Sequence[Slice], slices: Sequence[Slice]) -> None:
+    """Leads references from stand-ins to slices.
+
+    Args:
+        named: in the header.
+        slices: by the numbers of the stand-ins.
+    """
+    (series,) = dataset.ReferencedSeriesSequence
+    series.ReferencedInstanceSequence = images_of(named)
+    stands_for = {f"{STAND_IN}{k}": frame_of(piece) for k, piece in enumerate(slices)}
+    for frame in dataset.PerFrameFunctionalGroupsSequence:
+        for derivation in frame.get("DerivationImageSequence") or []:
+            for image in derivation.SourceImageSequence:
+                # Segments of one slice share the reference.
+                image.update(stands_for.get(image.ReferencedSOPInstanceUID, {}))
 
 
 def check_seg(
@@ -130,24 +178,29 @@ def check_seg(
     Raises:
         ValueError: they differ.
     """
-    values = {}
+    values = np.zeros(1 + max(int(s.SegmentNumber) for s in dataset.SegmentSequence), mask.dtype)
     for segment in dataset.SegmentSequence:
-        values[int(segment.SegmentNumber)] = 1 + _index_of(segment, structures)
+        if segment.SegmentNumber:
+            values[int(segment.SegmentNumber)] = 1 + _index_of(segment, structures)
     frames = np.atleast_3d(dataset.pixel_array)
     if frames.shape[1:] != (grid.size[1], grid.size[0]):
         frames = dataset.pixel_array[None]
     uids = [piece.sop_uid for piece in slices]
-    written = np.zeros(len(structures) + 1, int)
+    written = 0
     for frame, pixels in zip(dataset.PerFrameFunctionalGroupsSequence, frames, strict=True):
-        value = values[int(frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber)]
         k = _slice_index(frame, grid)
-        if not np.array_equal(pixels.T > 0, mask[:, :, k] == value):
-            raise ValueError(f"seg.dcm: {structures[value - 1].name} differs in slice {k}")
+        if dataset.SegmentationType == LABELMAP:
+            shown, wanted = values[pixels.T], mask[:, :, k]
+        else:
+            number = int(frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+            shown, wanted = pixels.T > 0, mask[:, :, k] == values[number]
+        if not np.array_equal(shown, wanted):
+            raise ValueError(f"slice {k} differs from the mask")
         if uids and uids[k] not in _source_uids(frame):
-            raise ValueError(f"seg.dcm: slice {k} does not refer to its source image")
-        written[value] += int(np.count_nonzero(pixels))
-    if not np.array_equal(written[1:], voxel_counts(mask, len(structures))[1:]):
-        raise ValueError("seg.dcm: voxels of the mask are missing")
+            raise ValueError(f"slice {k} does not refer to its source image")
+        written += int(np.count_nonzero(pixels))
+    if written != np.count_nonzero(mask):
+        raise ValueError("voxels of the mask are missing")
 
 
 def _index_of(segment: Dataset, structures: Sequence[Structure]) -> int:
@@ -159,7 +212,7 @@ def _index_of(segment: Dataset, structures: Sequence[Structure]) -> int:
     for k, structure in enumerate(structures):
         if structure.key == key:
             return k
-    raise ValueError(f"seg.dcm: holds a segment {key} that the mask has not")
+    raise ValueError(f"holds a segment {key} that the mask has not")
 
 
 def _slice_index(frame: Dataset, grid: Grid) -> int:
@@ -167,7 +220,7 @@ def _slice_index(frame: Dataset, grid: Grid) -> int:
     index = np.linalg.solve(grid.affine[:3, :3], position - np.asarray(grid.origin_mm))
     off_mm = np.abs(index - [0, 0, np.rint(index[2])]) * grid.spacing_mm
     if off_mm.max() > SAME_PLACE_MM:
-        raise ValueError(f"seg.dcm: a frame lies {off_mm.max():.2f} mm away from its slice")
+        raise ValueError(f"a frame lies {off_mm.max():.2f} mm away from its slice")
     return int(np.rint(index[2]))
 
 
@@ -177,46 +230,3 @@ def _source_uids(frame: Dataset) -> set[str]:
         for derivation in frame.get("DerivationImageSequence") or []
         for image in derivation.get("SourceImageSequence") or []
     }
-
-
-def _meta(found: Sequence[tuple[int, Structure]]) -> dict[str, Any]:
-    """dcmqi's description of the segments: label values, codes, colours, algorithm."""
-    algorithm = f"{ALGORITHM} {__version__}"
-    return {
-        "ContentCreatorName": "MultiPass^U-Net",
-        "ContentLabel": "SEGMENTATION",
-        "ContentDescription": "Pelvic bones, automatic",
-        "SeriesDescription": f"Pelvic bones, {algorithm}",
-        "SeriesNumber": SERIES_NUMBER,
-        "InstanceNumber": "1",
-        "BodyPartExamined": "PELVIS",
-        "segmentAttributes": [[to_attributes(s, value, algorithm) for value, s in found]],
-    }
-
-
-def _settle(dataset: Dataset, source: Path) -> None:
-    """Adds name, version and family of the algorithm, PS3.3 C.8.20.2 and table 10-19, and whether
-    the source was compressed with loss; takes out dcmqi's clinical trial modules, which are
-    incomplete, and numbers the slices' places."""
-    number_places(dataset)
-    lossy = read_dicom(source, specific_tags=LOSSY)
-    for keyword in LOSSY if lossy.get("LossyImageCompression") == "01" else ():
-        if keyword in lossy:
-            setattr(dataset, keyword, lossy[keyword].value)
-    for keyword in dataset.dir("ClinicalTrial"):
-        delattr(dataset, keyword)
-    for segment in dataset.SegmentSequence:
-        family = Dataset()
-        family.CodeValue, family.CodingSchemeDesignator = FAMILY.value, FAMILY.scheme_designator
-        family.CodeMeaning = FAMILY.meaning
-        algorithm = Dataset()
-        algorithm.AlgorithmFamilyCodeSequence = [family]
-        algorithm.AlgorithmName, algorithm.AlgorithmVersion = ALGORITHM, __version__
-        segment.SegmentationAlgorithmIdentificationSequence = [algorithm]
-
-
-def _link(source: Path, target: Path) -> None:
-    try:
-        target.symlink_to(source.resolve())
-    except OSError:
-        shutil.copyfile(source, target)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,7 +16,7 @@ import SimpleITK as sitk
 import torch
 
 from multipass.dicom.rt_writer import write_rtstruct
-from multipass.dicom.seg_writer import write_seg
+from multipass.dicom.seg_writer import LABELMAP, write_seg
 from multipass.dicom.slices import Slice
 from multipass.geometry.meshes import mesh_of, write_mesh
 from multipass.geometry.volume import Grid, Volume, from_upright, to_sitk
@@ -35,8 +34,7 @@ from multipass.terminal import one_sentence
 
 FORMATS = ("nifti", "seg")
 # What can be written of a DICOM scan alone, by its format.
-DICOM_NAMES = {"seg": "seg.dcm", "rtstruct": "rtstruct.dcm"}
-SEG = DICOM_NAMES["seg"]
+DICOM_NAMES = {"seg": "seg.dcm", "labelmap": "labelmap.dcm", "rtstruct": "rtstruct.dcm"}
 # Of a case, what a DICOM object is made of.
 WRITTEN = ("mask", "grid", "slices", "structures", "is_resampled")
 Write = Callable[[Path], object]
@@ -103,9 +101,12 @@ def products_of(case: Segmented, wanted: Wanted) -> dict[str, Write]:
     # DICOM knows no SEG without a segment.
     if case.slices and case.mask.any():
         what = {name: getattr(case, name) for name in WRITTEN}
-        for name, write in {"seg": write_seg, "rtstruct": write_rtstruct}.items():
-            if name in wanted.formats:
-                products[DICOM_NAMES[name]] = partial(write, **what)
+        writers: dict[str, Write] = {
+            "seg": partial(write_seg, **what),
+            "labelmap": partial(write_seg, **what, kind=LABELMAP),
+            "rtstruct": partial(write_rtstruct, **what),
+        }
+        products |= {DICOM_NAMES[name]: w for name, w in writers.items() if name in wanted.formats}
     if wanted.probabilities and case.result is not None:
         products["probabilities.nii.gz"] = partial(write_probabilities, result=case.result)
     for k, structure in enumerate(case.structures) if wanted.meshes else ():
@@ -153,22 +154,15 @@ def write_case(
 
 
 def write_products(folder: Path, products: Mapping[str, Write], stages: Stages) -> list[str]:
-    """Writes the files, seg.dcm beside the others, since dcmqi is a process of its own; the stage
-    'seg.dcm' is what it takes longer than they do.
+    """Writes the files.
 
     Returns:
         A sentence for each file that could not be written. The others stand.
     """
     problems: list[str] = []
-    with ThreadPoolExecutor(1) as beside:
-        seg = beside.submit(attempt, folder / SEG, products[SEG]) if SEG in products else None
-        for name, write in products.items():
-            if name != SEG:
-                with stages.stage(name):
-                    problems += attempt(folder / name, write)
-        if seg is not None:
-            with stages.stage(SEG):
-                problems += seg.result()
+    for name, write in products.items():
+        with stages.stage(name):
+            problems += attempt(folder / name, write)
     return problems
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 
@@ -12,14 +13,17 @@ import pytest
 from enhanced import write_enhanced
 from orientation import ORDERS, oriented
 
+from multipass import __version__
 from multipass.dicom.choice import choose
 from multipass.dicom.ct import read_ct
+from multipass.dicom.seg_header import seg_header
+from multipass.dicom.seg_reader import read_reference
 from multipass.dicom.seg_writer import check_seg, write_seg
 from multipass.dicom.series import find
 from multipass.geometry.volume import from_upright, upright_grid
 from multipass.phantom import make_subject
 from multipass.phantom.writer import write_ct
-from multipass.structures import PELVIS
+from multipass.structures import PELVIS, read_rules
 
 # Identity, sagittal from the left, coronal, head first and flipped.
 SOME_ORDERS = [ORDERS[0], ORDERS[11], ORDERS[26], ORDERS[45]]
@@ -67,6 +71,8 @@ def test_highdicom_reads_the_mask(tmp_path, subject, order, signs):
     write_seg(tmp_path / "seg.dcm", mask, ct.volume.grid, ct.slices, PELVIS)
     assert np.array_equal(by_highdicom(tmp_path / "seg.dcm", ct.volume.grid), mask)
     frames = pydicom.dcmread(tmp_path / "seg.dcm").PerFrameFunctionalGroupsSequence
+    (image,) = frames[0].DerivationImageSequence[0].SourceImageSequence
+    assert image.SpatialLocationsPreserved == "YES"
     numbered = {
         (frame.FrameContentSequence[0].DimensionIndexValues[1],
          tuple(frame.PlanePositionSequence[0].ImagePositionPatient))
@@ -133,14 +139,73 @@ def test_a_missing_structure_does_not_shift_the_others(tmp_path, subject):
     assert named.AlgorithmName == "3D MultiPass U-Net"
 
 
-def test_a_source_with_values_against_the_rules_still_gets_its_seg(tmp_path, subject):
-    ct, mask = read(tmp_path, subject, *ORDERS[0])
-    for path in (tmp_path / "ct").iterdir():
+def test_a_source_against_the_rules_gets_its_seg_and_is_referred_to_as_it_is(tmp_path, subject):
+    read(tmp_path, subject, *ORDERS[0])
+    for k, path in enumerate((tmp_path / "ct").iterdir()):
         dataset = pydicom.dcmread(path)
         dataset.add(pydicom.DataElement(0x00200010, "SH", "x" * 40, validation_mode=0))
+        dataset.add(pydicom.DataElement(0x00100040, "CS", "W", validation_mode=0))
+        dataset.StudyInstanceUID, dataset.SeriesInstanceUID = "1.2.840.0001", "1.2.840.0002"
+        dataset.SOPInstanceUID = f"1.2.840.0003.{k:03d}"
+        for keyword in ("PatientBirthDate", "AccessionNumber", "StudyTime", "SliceThickness"):
+            dataset.pop(keyword, None)
         dataset.save_as(path)
+    ct = read_ct(choose(find(tmp_path / "ct"))[0])
+    mask = np.ascontiguousarray(from_upright(subject.label, ct.volume.grid))
     write_seg(tmp_path / "seg.dcm", mask, ct.volume.grid, ct.slices, PELVIS)
     assert np.array_equal(by_highdicom(tmp_path / "seg.dcm", ct.volume.grid), mask)
+    seg = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert (seg.StudyInstanceUID, seg.StudyID, seg.PatientSex) == ("1.2.840.0001", "x" * 40, "W")
+    (series,) = seg.ReferencedSeriesSequence
+    assert series.SeriesInstanceUID == "1.2.840.0002"
+    referred = {image.ReferencedSOPInstanceUID for image in series.ReferencedInstanceSequence}
+    assert referred <= {piece.sop_uid for piece in ct.slices}
+
+
+@pytest.mark.parametrize("kind", ["BINARY", "LABELMAP"])
+def test_it_says_who_made_it_and_what_its_segments_are(tmp_path, subject, kind):
+    ct, mask = read(tmp_path, subject, *ORDERS[0])
+    implant = {"name": "implant", "code": ["SCT", "40388003", ""]}
+    (tmp_path / "rules.json").write_text(json.dumps([{"label": "a", "new": implant}]))
+    (structure,) = read_rules(tmp_path / "rules.json")({"SegmentLabel": "a"})
+    write_seg(
+        tmp_path / "seg.dcm", mask, ct.volume.grid, ct.slices, (*PELVIS[:4], structure), kind=kind
+    )
+    seg = pydicom.dcmread(tmp_path / "seg.dcm")
+    assert seg.Manufacturer == "3D MultiPass U-Net" and seg.SoftwareVersions == __version__
+    assert seg.ContentLabel == "PELVIC_BONES" and seg.ContentDescription and seg.SeriesDescription
+    categories = {
+        segment.SegmentLabel: segment.SegmentedPropertyCategoryCodeSequence[0].CodeMeaning
+        for segment in seg.SegmentSequence
+    }
+    assert categories["sacrum"] == "Anatomical Structure"
+    assert categories["implant"] == "Physical object"
+    assert seg_header(tmp_path / "seg.dcm", seg).is_own
+    if kind == "LABELMAP":
+        assert seg.SOPClassUID == "1.2.840.10008.5.1.4.1.1.66.7"
+
+
+@pytest.mark.parametrize("first", [1, 3])
+def test_a_labelmap_has_the_values_of_the_mask(tmp_path, subject, first):
+    ct, mask = read(tmp_path, subject, *ORDERS[26])
+    mask[mask < first] = 0
+    write_seg(tmp_path / "seg.dcm", mask, ct.volume.grid, ct.slices, PELVIS, kind="LABELMAP")
+    volume = highdicom.seg.segread(tmp_path / "seg.dcm").get_volume(combine_segments=True)
+    there = volume.geometry if hasattr(volume, "geometry") else volume
+    found = np.argwhere(volume.array > 0)
+    places = found @ there.affine[:3, :3].T + there.affine[:3, 3]
+    grid = ct.volume.grid
+    index = np.rint(np.linalg.solve(grid.affine[:3, :3], (places - grid.origin_mm).T).T).astype(int)
+    assert len(index) == np.count_nonzero(mask)
+    assert np.array_equal(mask[tuple(index.T)], volume.array[tuple(found.T)])
+    dataset = pydicom.dcmread(tmp_path / "seg.dcm")
+    for segment in dataset.SegmentSequence:
+        segment.SegmentAlgorithmType = "MANUAL"
+    dataset.save_as(tmp_path / "seg.dcm")
+    reference = read_reference(find(tmp_path / "seg.dcm").seg, upright_grid(grid), ct=ct)
+    assert [s.structure for s in reference.segments] == list(PELVIS[first - 1 :])
+    again = np.append(0, np.arange(first, 6))[from_upright(reference.labels(), grid)]
+    assert np.array_equal(again, mask)
 
 
 def test_an_empty_mask_is_refused(tmp_path, subject):
@@ -180,6 +245,7 @@ def test_the_check_finds_what_is_wrong(tmp_path, subject):
 def test_dciodvfy_finds_no_error(tmp_path, subject):
     ct, mask = read(tmp_path, subject, *ORDERS[0])
     write_seg(tmp_path / "seg.dcm", mask, ct.volume.grid, ct.slices, PELVIS)
+    # LABELMAP is younger than the dciodvfy of most systems.
     done = subprocess.run(
         ["dciodvfy", str(tmp_path / "seg.dcm")], capture_output=True, text=True, check=False
     )

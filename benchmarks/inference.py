@@ -9,9 +9,9 @@
 The network runs as in use; then its probabilities are replaced by the phantom's own fractions, so
 that the stages after it meet real bones whatever the network has learnt. Writes seg.dcm, the mask,
 the picture and the page, everything that a plain run writes. For more than five structures the five
-bones are cut into bands along z. Each number of structures is run in a process of its own. dcmqi's
-own process, which runs beside it, is not in the peaks. Throughput is that of the script itself with
-the network that ships, on the same scan as many times, all cores shared among the jobs.
+bones are cut into bands along z. Each number of structures is run in a process of its own.
+Throughput is that of the script itself with the network that ships, on the same scan as many times,
+all cores shared among the jobs.
 """
 
 from __future__ import annotations

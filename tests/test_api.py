@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import oracle
+import pydicom
 import pytest
 import SimpleITK as sitk
 from orientation import oriented
@@ -183,11 +184,23 @@ def test_importing_the_package_or_a_room_imports_no_torch():
     assert done.returncode == 0, done.stderr
 
 
+def test_formats_that_a_result_cannot_have_are_refused(tmp_path, result):
+    with pytest.raises(ValueError, match="no rtstruct.dcm: only a scan whose DICOM slices"):
+        result.save(tmp_path / "case", formats=("nifti", "rtstruct"))
+    with pytest.raises(ValueError, match="no format 'dicom'; there are nifti, seg, labelmap, rts"):
+        result.save(tmp_path / "case", formats=("nifti", "dicom"))
+    assert not (tmp_path / "case").exists()
+
+
 def test_a_series_in_a_folder_gets_its_seg(tmp_path, volume):
     recipe = make_subject(3, 0, matrix=64, size="small", padding=None).recipe
     write_ct(tmp_path / "series", upright(volume), recipe)
     found = multipass.segment(tmp_path / "series", oracle.model())
     assert "seg.dcm" in found.save(tmp_path / "out")["files"]
+    formats = ("seg", "labelmap", "rtstruct")
+    files = set(found.save(tmp_path / "out", formats=formats)["files"])
+    wanted = {"seg.dcm", "labelmap.dcm", "rtstruct.dcm", "overlay.png"}
+    assert files == wanted and pydicom.dcmread(tmp_path / "out" / "rtstruct.dcm").ROIContourSequence
     packed = opened(shutil.make_archive(str(tmp_path / "study"), "zip", tmp_path / "series"))
     assert packed.scan.slices == () and packed.scan.grid == found.segmented.grid
     assert packed.sha256 == found.facts["identity"]["input_sha256"]

@@ -14,7 +14,7 @@ import pydicom
 from highdicom.color import CIELabColor
 from highdicom.seg import Segmentation, SegmentDescription
 from pydicom.dataset import Dataset
-from pydicom.uid import CTImageStorage, generate_uid
+from pydicom.uid import CTImageStorage, ExplicitVRLittleEndian, RLELossless, generate_uid
 from pydicom.valuerep import format_number_as_ds
 
 from multipass import __version__
@@ -126,6 +126,7 @@ def _segmentation(
         series_number=300 if kind != LABELMAP else 302,
         sop_instance_uid=generate_uid(),
         instance_number=1,
+        transfer_syntax_uid=RLELossless if kind == LABELMAP else ExplicitVRLittleEndian,
         manufacturer=ALGORITHM,
         manufacturer_model_name=ALGORITHM,
         software_versions=__version__,

@@ -52,7 +52,7 @@ class Request:
 
     def __post_init__(self) -> None:
         if not self.formats:
-            raise ValueError("--format: name nifti, seg, rtstruct or several of them")
+            raise ValueError("--format: name nifti, seg, labelmap, rtstruct or several of them")
         read_rules(self.rules_path)
 
     def identity_of(self, case: Case, model: Model) -> dict[str, Any]:

@@ -511,6 +511,8 @@ def test_formats_that_give_no_mask_are_refused(script, tmp_path, capsys):
     write_image(tmp_path / "in" / "a.nrrd", oracle.scene(oracle.scene_grid((6.2, 5.8, 8.0)))[0])
     with pytest.raises(ValueError, match="--format: name nifti, seg, labelmap"):
         run(script, tmp_path, format=())
+    assert run(script, tmp_path, format=("nifti", "rtstruct")) == 0
+    assert "no rtstruct.dcm: only a scan" in (tmp_path / "out" / "a" / "report.json").read_text()
     assert run(script, tmp_path, format=("seg",)) == 1
     assert "Failed: a: --format seg is for DICOM" in capsys.readouterr().err
 

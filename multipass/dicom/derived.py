@@ -26,7 +26,7 @@ TYPE_2 = (
     *("ReferringPhysicianName", "StudyID", "AccessionNumber"),
 )
 COPIED = (
-    *("IssuerOfPatientID", "PatientAge", "StudyDescription", "PatientIdentityRemoved"),
+    *("IssuerOfPatientID", "StudyDescription", "PatientIdentityRemoved"),
     *("DeidentificationMethod", "DeidentificationMethodCodeSequence", "StudyInstanceUID"),
 )
 REFERRED_TO = ("StudyInstanceUID", "SeriesInstanceUID")
@@ -65,24 +65,24 @@ def take_over(dataset: Dataset, source: Dataset) -> None:
             setattr(dataset, keyword, "")
 
 
-def image_of(piece: Slice) -> Dataset:
+def file_reference(piece: Slice) -> Dataset:
     """A reference to a slice's file."""
     item = Dataset()
     item.ReferencedSOPClassUID, item.ReferencedSOPInstanceUID = piece.sop_class, piece.sop_uid
     return item
 
 
-def frame_of(piece: Slice) -> Dataset:
+def slice_reference(piece: Slice) -> Dataset:
     """A reference to a slice, by its number where the file has several."""
-    item = image_of(piece)
+    item = file_reference(piece)
     if piece.sop_class in MULTIFRAME_CT:
         item.ReferencedFrameNumber = piece.frame + 1
     return item
 
 
-def images_of(slices: Sequence[Slice]) -> list[Dataset]:
+def file_references(slices: Sequence[Slice]) -> list[Dataset]:
     """A reference to each file."""
-    return [image_of(piece) for piece in {piece.sop_uid: piece for piece in slices}.values()]
+    return [file_reference(piece) for piece in {piece.sop_uid: piece for piece in slices}.values()]
 
 
 def label_of(structure: Structure) -> str:

@@ -206,11 +206,11 @@ def _stacked(
     array = np.zeros((*(high - low), last - first + 1), bool)
     for k, rings in sections.items():
         moved = [(kind, ring - low) for kind, ring in rings]
-        array[:, :, k - first] = section(moved, (int(array.shape[0]), int(array.shape[1])))
+        array[:, :, k - first] = _section(moved, (int(array.shape[0]), int(array.shape[1])))
     return array, ints3((*low, first))
 
 
-def section(rings: Sequence[Ring], size: tuple[int, int]) -> np.ndarray:
+def _section(rings: Sequence[Ring], size: tuple[int, int]) -> np.ndarray:
     """bool (columns, rows): what the contours of one slice hold."""
     inside = filled([ring for kind, ring in rings if kind == XOR], size)
     added: list[np.ndarray] = []

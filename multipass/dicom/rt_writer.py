@@ -23,9 +23,9 @@ from multipass.dicom.derived import (
     LABEL,
     SERIES_DESCRIPTION,
     TITLE,
-    frame_of,
-    images_of,
+    file_references,
     label_of,
+    slice_reference,
     source_header,
     take_over,
     type_of,
@@ -132,7 +132,7 @@ def _frame_of_reference(source: Dataset, slices: Sequence[Slice]) -> Dataset:
     """The frame of reference, with study, series and images in it."""
     series, study, frame = Dataset(), Dataset(), Dataset()
     series.SeriesInstanceUID = source.SeriesInstanceUID
-    series.ContourImageSequence = images_of(slices)
+    series.ContourImageSequence = file_references(slices)
     study.ReferencedSOPClassUID = STUDY_CLASS
     study.ReferencedSOPInstanceUID = source.StudyInstanceUID
     study.RTReferencedSeriesSequence = [series]
@@ -150,7 +150,7 @@ def _contour(outline: np.ndarray, piece: Slice) -> Dataset:
     values = "\\".join(f"{v:.3f}" for v in places.ravel().tolist()).encode()
     values += b" " * (len(values) % 2)
     contour = Dataset()
-    contour.ContourImageSequence = [frame_of(piece)]
+    contour.ContourImageSequence = [slice_reference(piece)]
     contour.ContourGeometricType, contour.NumberOfContourPoints = "CLOSED_PLANAR", len(outline)
     contour.add_new("ContourData", "OB", values)
     return contour

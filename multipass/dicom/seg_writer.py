@@ -23,9 +23,9 @@ from multipass.dicom.derived import (
     SERIES_DESCRIPTION,
     TITLE,
     algorithm,
-    frame_of,
-    images_of,
+    file_references,
     label_of,
+    slice_reference,
     source_header,
     take_over,
     type_of,
@@ -68,13 +68,15 @@ def write_seg(
     if box is None:
         raise ValueError("a SEG of an empty mask cannot be written")
     source = source_header(slices)
-    held = range(box[2].start, box[2].stop)
-    dataset = _segmentation(mask, [_stand_in(grid, k, source) for k in held], structures, kind)
+    held = box[2]
+    images = [_stand_in(grid, k, source) for k in range(held.start, held.stop)]
+    dataset = _segmentation(mask[:, :, held], images, structures, kind)
     if is_resampled:
         for frame in dataset.PerFrameFunctionalGroupsSequence:
             del frame.DerivationImageSequence
-    _refer(dataset, slices if is_resampled else slices[box[2]], slices)
+    _refer(dataset, slices if is_resampled else slices[held], slices)
     dataset.ReferencedSeriesSequence[0].SeriesInstanceUID = source.SeriesInstanceUID
+    dataset.BodyPartExamined = "PELVIS"
     take_over(dataset, source)
     for keyword in LOSSY if source.get(LOSSY[0]) == "01" else ():
         if keyword in source:
@@ -97,7 +99,7 @@ def _stand_in(grid: Grid, k: int, source: Dataset) -> Dataset:
     image.ImagePositionPatient = _decimals(place)
     image.ImageOrientationPatient = _decimals(grid.matrix.T[:2].ravel())
     image.PixelSpacing = _decimals(grid.spacing_mm[1::-1])
-    (image.SliceThickness,) = (image.SpacingBetweenSlices,) = _decimals(grid.spacing_mm[2:])
+    image.SliceThickness = image.SpacingBetweenSlices = _decimals(grid.spacing_mm)[2]
     return image
 
 
@@ -109,17 +111,19 @@ def _segmentation(
     mask: np.ndarray, images: Sequence[Dataset], structures: Sequence[Structure], kind: str
 ) -> Segmentation:
     """A segment for each structure in the mask; numbered one by one, as BINARY has to be, or by
-    their values in the mask."""
+    their values in the mask.
+
+    Args:
+        mask: (X, Y, Z), a slice for each image.
+    """
     counts = voxel_counts(mask, len(structures))
     found = [(k, structure) for k, structure in enumerate(structures, 1) if counts[k]]
     numbers = np.zeros(len(structures) + 1, mask.dtype)
     for number, (value, _) in enumerate(found, 1):
         numbers[value] = value if kind == LABELMAP else number
-    first = int(images[0].SOPInstanceUID.removeprefix(STAND_IN))
-    part = mask[:, :, first : first + len(images)]
     return Segmentation(
         source_images=images,
-        pixel_array=numbers[np.ascontiguousarray(part.T)],
+        pixel_array=np.ascontiguousarray(numbers[mask].T),
         segmentation_type=kind,
         segment_descriptions=[_described(structure, int(numbers[k])) for k, structure in found],
         series_instance_uid=generate_uid(),
@@ -158,8 +162,8 @@ def _refer(dataset: Dataset, named: Sequence[Slice], slices: Sequence[Slice]) ->
         slices: by the numbers of the stand-ins.
     """
     (series,) = dataset.ReferencedSeriesSequence
-    series.ReferencedInstanceSequence = images_of(named)
-    stands_for = {f"{STAND_IN}{k}": frame_of(piece) for k, piece in enumerate(slices)}
+    series.ReferencedInstanceSequence = file_references(named)
+    stands_for = {f"{STAND_IN}{k}": slice_reference(piece) for k, piece in enumerate(slices)}
     for frame in dataset.PerFrameFunctionalGroupsSequence:
         for derivation in frame.get("DerivationImageSequence") or []:
             for image in derivation.SourceImageSequence:

@@ -209,7 +209,7 @@ PLASTIMATCH = shutil.which("plastimatch") or shutil.which(
 
 
 @pytest.mark.skipif(PLASTIMATCH is None, reason="plastimatch is not installed")
-def test_plastimatch_reads_the_mask(tmp_path):
+def test_plastimatch_reads_the_mask_and_we_read_what_it_writes(tmp_path):
     grid = Grid((110, 100, 30), (1.0, 1.0, 1.0), (-55.0, -40.0, -14.5))
     x, y, z = (axis + o for axis, o in zip(np.ogrid[:110, :100, :30], grid.origin_mm, strict=True))
     label = np.zeros(grid.size, np.uint8)
@@ -227,6 +227,14 @@ def test_plastimatch_reads_the_mask(tmp_path):
         both = np.count_nonzero(found.array[label == value])
         dice = 2 * both / (np.count_nonzero(found.array) + np.count_nonzero(label == value))
         assert dice >= 0.98
+    command = [PLASTIMATCH, "convert", "--input-prefix", tmp_path / "out", "--referenced-ct"]
+    command += [tmp_path / "ct", "--output-dicom", tmp_path / "again"]
+    subprocess.run(command, check=True, capture_output=True)
+    (header,) = find(tmp_path / "again").seg
+    assert not header.is_own
+    again = contours_of(header.path, ct)
+    for value, structure in enumerate(PELVIS[:2], 1):
+        assert np.array_equal(again[structure.name], label == value)
 
 
 # ---------------------------------------------------------- as labels, as a reference

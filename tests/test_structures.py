@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from pydicom.sr.codedict import codes
 
@@ -14,7 +16,9 @@ from multipass.structures import (
     by_codes,
     identify,
     mirror_partners,
+    named_as,
     ordered,
+    read_rules,
     to_attributes,
 )
 
@@ -113,3 +117,30 @@ def test_other_bone_is_known_by_its_own_code_alone():
     assert by_codes(to_attributes(OTHER_BONE, 6)) == [OTHER_BONE]
     assert identify("SCT", "272673000", "Bone", [], "other bone").key != OTHER_BONE.key
     assert ordered([OTHER_BONE, *PELVIS]) == [*PELVIS, OTHER_BONE]
+
+
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [("Femur_L", 3), ("hip_right", 1), ("Left Hip Bone", 0), ("SACRUM", 2), ("rt femur", 4)]
+    + [("Femur", None), ("hip left right", None), ("Femoral_Head_L", None), ("", None)],
+)
+def test_names_as_people_write_them(name, place):
+    assert named_as(name, PELVIS) == (None if place is None else PELVIS[place])
+
+
+def test_what_is_no_anatomy_stays_so(tmp_path):
+    """From a site's rule to a patient file or a checkpoint, to a SEG, and back."""
+    category = ["SCT", "260787004", "Physical object"]
+    new = {"name": "nail", "code": ["99SITE", "1", "left"], "category": category}
+    known = {"name": "implant", "code": ["SCT", "40388003", ""]}
+    rules = [{"label": "nail", "new": new}, {"label": "implant", "new": known}]
+    (tmp_path / "rules.json").write_text(json.dumps(rules))
+    named = read_rules(tmp_path / "rules.json")
+    for label in ("nail", "implant"):
+        (structure,) = named({"SegmentLabel": label})
+        assert structure.category.meaning == "Physical object"
+        assert Structure.from_dict(json.loads(json.dumps(structure.to_dict()))) == structure
+        (again,) = by_codes(to_attributes(structure, 1))
+        assert again.key == structure.key and again.category == structure.category
+    assert "category" not in PELVIS[0].to_dict()
+    assert Structure.from_dict(PELVIS[0].to_dict()) == PELVIS[0]

@@ -191,13 +191,16 @@ def check_seg(
     if frames.shape[1:] != (grid.size[1], grid.size[0]):
         frames = dataset.pixel_array[None]
     uids = [piece.sop_uid for piece in slices]
+    shared = dataset.SharedFunctionalGroupsSequence[0]
     written = 0
     for frame, pixels in zip(dataset.PerFrameFunctionalGroupsSequence, frames, strict=True):
         k = _slice_index(frame, grid)
         if dataset.SegmentationType == LABELMAP:
             shown, wanted = values[pixels.T], mask[:, :, k]
         else:
-            number = int(frame.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
+            # The one segment of all frames may be named in the shared groups.
+            owner = frame if "SegmentIdentificationSequence" in frame else shared
+            number = int(owner.SegmentIdentificationSequence[0].ReferencedSegmentNumber)
             shown, wanted = pixels.T > 0, mask[:, :, k] == values[number]
         if not np.array_equal(shown, wanted):
             raise ValueError(f"slice {k} differs from the mask")

@@ -10,6 +10,7 @@ import highdicom
 import numpy as np
 import pydicom
 import pytest
+from dicom_files import bones, write_slices
 from enhanced import write_enhanced
 from orientation import ORDERS, oriented
 
@@ -105,6 +106,26 @@ def test_a_mask_in_a_few_slices_refers_to_these(tmp_path, subject, count):
     (series,) = pydicom.dcmread(tmp_path / "seg.dcm").ReferencedSeriesSequence
     referred = {image.ReferencedSOPInstanceUID for image in series.ReferencedInstanceSequence}
     assert referred == {piece.sop_uid for piece in ct.slices[first : first + count]}
+
+
+def test_on_a_grid_of_its_own_it_refers_to_the_series_alone(tmp_path):
+    hounsfield, label = bones((24, 18, 9))
+    heights = np.cumsum([0, 3, 3, 5, 3, 4, 3, 3, 5])
+    places = np.stack([0 * heights, 0 * heights, heights], axis=1)
+    write_slices(tmp_path / "ct", hounsfield, places)
+    ct = read_ct(choose(find(tmp_path / "ct"))[0])
+    assert ct.is_resampled and label.any()
+    mask = (ct.volume.array > 400).astype(np.uint8)
+    seg_path = tmp_path / "seg.dcm"
+    write_seg(seg_path, mask, ct.volume.grid, ct.slices, PELVIS, is_resampled=True)
+    assert np.array_equal(by_highdicom(seg_path, ct.volume.grid), mask)
+    seg = pydicom.dcmread(seg_path)
+    assert all(
+        "DerivationImageSequence" not in frame for frame in seg.PerFrameFunctionalGroupsSequence
+    )
+    (series,) = seg.ReferencedSeriesSequence
+    referred = {image.ReferencedSOPInstanceUID for image in series.ReferencedInstanceSequence}
+    assert referred == {piece.sop_uid for piece in ct.slices}
 
 
 def test_a_multi_frame_ct_is_referred_to_frame_by_frame(tmp_path, subject):

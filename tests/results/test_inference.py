@@ -462,12 +462,12 @@ def test_what_is_missing_of_a_result_is_made_again(script, tmp_path, monkeypatch
     write_ct(tmp_path / "in" / "scan", volume, recipe)
 
     def refused(*_, **__):
-        raise ValueError("dcmqi was not found")
+        raise ValueError("the source cannot be referred to")
 
     with monkeypatch.context() as broken:
         broken.setattr("multipass.results.products.write_seg", refused)
         assert run(script, tmp_path) == 1
-    assert "no seg.dcm: dcmqi was not found" in capsys.readouterr().err
+    assert "no seg.dcm: the source cannot be referred to" in capsys.readouterr().err
     assert run(script, tmp_path) == 0
     seg, mask = (tmp_path / "out" / "scan" / name for name in ("seg.dcm", "mask.nii.gz"))
     content = mask.read_bytes()

@@ -158,6 +158,8 @@ def check_patient(patient: dict) -> None:
         raise ValueError(f"it does not say 'format': {FORMAT}")
     if patient["format"] != FORMAT:
         raise ValueError("of an older format: run processing.py again")
+    if not isinstance(patient["patient_id"], str):
+        raise ValueError("its patient_id is no text")
     rows = patient["structures"]
     for row in rows:
         Structure.from_dict(row)

@@ -82,7 +82,7 @@ def prepare_patient(
     source = _source(folder, root, series, headers, ct)
     patient = as_patient(patient_name(folder), volume, reference, source)
     left_out = [f"{other}: {reason}" for other, reason in others]
-    notes += found.unread_beside(series)
+    notes += [*found.missing_of(series), *found.unread_elsewhere()]
     notes += [*ct.notes, *reference.notes, *(f"left out {text}" for text in left_out)]
     return patient, _facts(series, ct.volume.grid, reference, notes)
 

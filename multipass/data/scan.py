@@ -6,6 +6,7 @@ A scan keeps its own grid, whatever its orientation; the passes run on its uprig
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -26,6 +27,7 @@ from multipass.geometry.lattices import (
 )
 from multipass.geometry.volume import (
     AIR_HU,
+    MAX_VOXELS,
     Grid,
     Volume,
     axis_order,
@@ -40,6 +42,8 @@ SLAB = 16
 # Below -300 HU, so that the body is told from air; the levels keep nothing below -250.
 PATIENT_FILE_AIR_HU = -1000.0
 NOT_HELD = -9999.0
+# Of axes at right angles it is 1.
+LEAST_DETERMINANT = 0.5
 # TotalSegmentator has 117 structures; a CT has thousands of values, an 8-bit picture up to 256.
 MOST_LABELS = 128
 
@@ -141,13 +145,7 @@ def _hounsfield(array: np.ndarray, name: str) -> tuple[np.ndarray, list[str]]:
 def _scan_of_patient(patient: dict) -> Scan:
     """The scan as far as a patient file holds it, on the grid it was made from: the whole scan at
     the finest level that has it, with the finer one around the bones in its place."""
-    source = patient["source"]
-    grid = Grid(
-        ints3(source["size"]),
-        floats3(source["spacing_mm"]),
-        floats3(source["origin_mm"]),
-        tuple(source["direction"]),
-    )
+    grid = _grid_of_source(patient["source"])
     target = upright_grid(grid)
     array = np.empty(target.size, np.int16)
     near, half = (Level.from_dict(row) for row in patient["levels"][:2])
@@ -161,3 +159,26 @@ def _scan_of_patient(patient: dict) -> Scan:
         hounsfield[hounsfield <= KEPT_HU[0]] = PATIENT_FILE_AIR_HU
         array[:, :, k : k + depth] = np.rint(hounsfield)
     return Scan(grid, Volume(array, target), notes=("read from a patient file's levels",))
+
+
+def _grid_of_source(source: Any) -> Grid:
+    """The scan's grid that a patient file names.
+
+    Raises:
+        ValueError: it names none, or none that is possible.
+    """
+    try:
+        grid = Grid(
+            ints3(source["size"]),
+            floats3(source["spacing_mm"]),
+            floats3(source["origin_mm"]),
+            tuple(source["direction"]),
+        )
+        is_sound = min(grid.size) > 0 and np.prod(grid.size, dtype=float) <= MAX_VOXELS
+        is_sound &= min(grid.spacing_mm) > 0 and np.isfinite(grid.affine).all()
+        is_sound &= abs(np.linalg.det(grid.matrix)) > LEAST_DETERMINANT
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError):
+        is_sound = False
+    if not is_sound:
+        raise ValueError("a patient file that does not say in 'source' which grid its scan has")
+    return grid

@@ -161,7 +161,7 @@ def _add_dicom(unit: Path, members: list[Path], found: FoundCases, root: Path) -
             name = f"{name}_{one.number}_{one.description}"
         concerned = [h for h in held.seg if not ours[h] or any(s is one for s in ours[h])]
         seg, left_out = fitting(concerned, one, scans)
-        notes = (*held.unread_beside(one), *left_out)
+        notes = (*held.missing_of(one), *held.unread_elsewhere(), *left_out)
         found.cases.append(Case(name, unit, series=one, seg=tuple(seg), notes=notes))
 
 

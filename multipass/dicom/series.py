@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from pydicom.dataset import Dataset
 
-from multipass.dicom.headers import image_type, read_dicom, short, text
+from multipass.dicom.headers import NOT_DICOM, image_type, read_dicom, short, text
 from multipass.dicom.seg_header import (
     SEG_TAGS,
     SegHeader,
@@ -36,6 +36,7 @@ NO_DICOM = {
     *(".avi", ".mp4", ".mov", ".wmv", ".html", ".htm", ".css", ".js", ".py", ".sh", ".bat"),
     *(".db", ".ini", ".inf", ".cfg", ".lnk", ".url", ".exe", ".dll", ".jar", ".msi", ".sha256"),
 }
+DICOM_SUFFIXES = {".dcm", ".dicom", ".ima"}
 # Within 45 degrees of the patient's long axis.
 AXIAL_COSINE = math.cos(math.radians(45))
 
@@ -44,7 +45,7 @@ _HEADER_TAGS = [
     *("StudyInstanceUID", "FrameOfReferenceUID", "SeriesDescription", "SeriesNumber"),
     *("PatientID", "PatientPosition", "Rows", "Columns", "NumberOfFrames", "SamplesPerPixel"),
     *("PixelSpacing", "ImagePositionPatient", "ImageOrientationPatient", "BitsStored"),
-    *("RescaleSlope", "RescaleIntercept", "RescaleType"),
+    *("RescaleSlope", "RescaleIntercept", "RescaleType", "FileSetID"),
     *SEG_TAGS,
 ]
 # A SEG's per-frame groups take long to read and are not needed.
@@ -84,6 +85,11 @@ class Series:
         return "DERIVED" not in self.image_type and "SECONDARY" not in self.image_type
 
     @property
+    def kinds(self) -> set[tuple[Path, str]]:
+        """The folders that its slices lie in, with their suffixes there."""
+        return {(piece.path.parent, _kind(piece.path)) for piece in self.slices}
+
+    @property
     def is_axial(self) -> bool:
         return bool(self.slices) and abs(self.slices[0].normal[2]) > AXIAL_COSINE
 
@@ -100,23 +106,42 @@ class Series:
 @dataclass
 class Found:
     """What a folder holds: CT series, SEG files and RT Structure Sets, other DICOM files, and files
-    that could not be read, both with the reason to leave them."""
+    that could not be read, both with the reason to leave them; the other files by their series'
+    UIDs, too."""
 
     ct: list[Series] = field(default_factory=list)
     seg: list[SegHeader] = field(default_factory=list)
     others: list[tuple[Path, str]] = field(default_factory=list)
     unread: list[tuple[Path, str]] = field(default_factory=list)
+    no_ct: dict[str, list[tuple[Path, str]]] = field(default_factory=lambda: defaultdict(list))
 
-    def unread_beside(self, series: Series) -> list[str]:
-        """A note if files that are called like the slices, in their folders, could not be read: the
-        ends of the series may be missing, which the places of the other slices do not show."""
-        like = {(piece.path.parent, _kind(piece.path)) for piece in series.slices}
+    def missing_of(self, series: Series) -> list[str]:
+        """Notes if files of a series are no CT images, or files that are called like its slices, in
+        their folders, could not be read: the ends of the series may be missing, which the places of
+        the other slices do not show."""
+        like = series.kinds
         beside = [(path, why) for path, why in self.unread if (path.parent, _kind(path)) in like]
-        if not beside:
-            return []
-        path, why = beside[0]
-        files = "1 file" if len(beside) == 1 else f"{len(beside)} files"
-        return [f"{files} beside the slices could not be read ({path.name}: {why})"]
+        stray = _note("of its series: no CT image", self.no_ct.get(series.uid, []))
+        return stray + _note("beside the slices could not be read", beside)
+
+    def unread_elsewhere(self) -> list[str]:
+        """A note if damaged DICOM files lie where no slices do: a segmentation may be lost."""
+        like = {kind for series in self.ct for kind in series.kinds}
+        elsewhere = [
+            (path, why)
+            for path, why in self.unread
+            if (path.parent, _kind(path)) not in like
+            and (why != NOT_DICOM or path.suffix.lower() in DICOM_SUFFIXES)
+        ]
+        return _note("that may belong to it could not be read", elsewhere)
+
+
+def _note(what: str, files: Sequence[tuple[Path, str]]) -> list[str]:
+    if not files:
+        return []
+    path, why = files[0]
+    count = "1 file" if len(files) == 1 else f"{len(files)} files"
+    return [f"{count} {what} ({path.name}: {why})"]
 
 
 def _kind(path: Path) -> str:
@@ -142,8 +167,12 @@ def find(roots: Path | Iterable[Path]) -> Found:
             elif not is_seg(header) and not (why := why_no_ct(header)):
                 localizer = "LOCALIZER" in image_type(header)
                 groups[text(header, "SeriesInstanceUID"), localizer].append((path, header))
+            elif not text(header, "Modality") and "FileSetID" not in header:  # of a DICOMDIR
+                found.unread.append((path, "damaged DICOM header (no Modality)"))
             else:
                 found.others.append((path, why))
+                if uid := text(header, "SeriesInstanceUID"):
+                    found.no_ct[uid].append((path, why))
         except ValueError as error:
             found.unread.append((path, short(error)))
         except Exception as error:  # values are decoded when they are asked for

@@ -7,6 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
+from multipass.data.case import Case
 from multipass.data.levels import make_levels
 from multipass.data.patient_files import (
     read_dataset,
@@ -14,8 +15,9 @@ from multipass.data.patient_files import (
     write_complete_dataset,
     write_patient,
 )
+from multipass.data.scan import read_scan
 from multipass.files import replacing
-from multipass.geometry.volume import Grid, Volume
+from multipass.geometry.volume import IDENTITY, Grid, Volume
 from multipass.geometry.windows import GRID_SIZE
 from multipass.structures import PELVIS, Structure
 
@@ -97,7 +99,7 @@ def test_dataset_holds_all_patients_and_any_pickle_reader_agrees(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "change", ["shape", "dtype", "status", "window", "format", "missing", "level", "body"]
+    "change", ["shape", "dtype", "status", "window", "format", "missing", "level", "body", "name"]
 )
 def test_wrong_patients_are_refused(tmp_path, change):
     patient = make_patient("P")
@@ -109,6 +111,8 @@ def test_wrong_patients_are_refused(tmp_path, change):
         patient["structures"][0]["status"] = "gone"
     elif change == "window":
         patient["window"]["spacing_mm"] = [1.0, -1.0, 1.0]
+    elif change == "name":
+        patient["patient_id"] = ("P",)
     elif change == "format":
         patient["format"] = 3
     elif change == "level":
@@ -120,6 +124,22 @@ def test_wrong_patients_are_refused(tmp_path, change):
     write_patient(tmp_path / "p.pkl", patient)
     with pytest.raises(ValueError, match="not a patient file"):
         read_patient(tmp_path / "p.pkl")
+
+
+def test_a_grid_that_is_none_is_refused(tmp_path):
+    """The scan of a patient file lies where `source` says."""
+    patient, path = make_patient("P"), tmp_path / "P.pkl"
+    source = {"size": [24, 20, 9], "spacing_mm": [2.0, 2.0, 3.0], "origin_mm": [0.0, 0.0, 0.0]}
+    source["direction"] = list(IDENTITY)
+    write_patient(path, {**patient, "source": source})
+    assert read_scan(Case("P", path)).grid.size == (24, 20, 9)
+    wrong = [{"size": [24, 20]}, {"size": [24, 20, 0]}, {"size": [10**6, 10**6, 10]}]
+    wrong += [{"spacing_mm": [1.0, -1.0, 1.0]}, {"origin_mm": [0.0, float("nan"), 0.0]}]
+    wrong += [{"direction": [1.0, 0.0, 0.0] * 3}, {"direction": None}, {"direction": [1.0] * 4}]
+    for other in (None, (source,), *({**source, **change} for change in wrong)):
+        write_patient(path, {**patient, "source": other})
+        with pytest.raises(ValueError, match="does not say in 'source' which grid its scan has"):
+            read_scan(Case("P", path))
 
 
 def test_a_write_that_fails_leaves_the_old_file(tmp_path):

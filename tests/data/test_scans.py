@@ -56,6 +56,31 @@ def test_only_the_folder_of_slices_finds_its_seg_too(patient):
     assert len(found["Patient_01"].seg) == 1
 
 
+@pytest.mark.parametrize("size", [100, 400, 1000])
+def test_a_segmentation_that_cannot_be_read_is_told(tmp_path, patient, size):
+    shutil.copytree(patient, tmp_path / "Patient_02")
+    (seg,) = (tmp_path / "Patient_02" / "im_3").iterdir()
+    seg.write_bytes(seg.read_bytes()[:size])
+    (tmp_path / "Patient_02" / "im_3" / "protocol").write_text("no DICOM, and not called so")
+    found, refused = cases(tmp_path)
+    (note,) = found["Patient_02"].notes
+    assert note.startswith(f"1 file that may belong to it could not be read ({seg.name}: ")
+    assert not refused and not found["Patient_02"].seg
+
+
+@pytest.mark.parametrize("modality", [None, "MR"])
+def test_a_slice_that_is_no_ct_image_any_more_is_told(tmp_path, patient, modality):
+    """At an end of the scan, where the places of the others do not show that it is missing."""
+    shutil.copytree(patient, tmp_path / "Patient_02")
+    slices = [(pydicom.dcmread(p), p) for p in (tmp_path / "Patient_02" / "im_1").iterdir()]
+    last, path = max(slices, key=lambda one: one[0].ImagePositionPatient[2])
+    last.Modality = modality
+    last.save_as(path)
+    found, _ = cases(tmp_path)
+    (note,) = found["Patient_02"].notes
+    assert note.startswith("1 file ") and path.name in note
+
+
 def test_landmarks_are_left_alone(tmp_path, patient):
     shutil.copytree(patient, tmp_path / "Patient_02")
     shutil.copytree(patient / "im_1", tmp_path / "Patient_02" / "im_2")

@@ -13,6 +13,7 @@ import pytest
 from dicom_files import POSITIONS, bones, write_seg, write_slices
 from pydicom.dataset import Dataset
 from pydicom.pixels import pack_bits
+from pydicom.uid import DeflatedExplicitVRLittleEndian
 
 from multipass.data.prepare import prepare_patient
 from multipass.dicom import dcmqi
@@ -111,6 +112,10 @@ def nested(dataset: Dataset) -> None:
     dataset.SourceImageSequence = [inner]
 
 
+def deflated(dataset: Dataset) -> None:
+    dataset.file_meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+
+
 EDITS = [
     thickness_is_not_the_spacing,
     wrong_spacing,
@@ -121,6 +126,7 @@ EDITS = [
     no_algorithm_and_no_category,
     uids_with_leading_zeros,
     nested,
+    deflated,
 ]
 
 

@@ -14,6 +14,7 @@ import tyro
 from multipass import __version__
 
 LONGEST_SENTENCE = 300
+LONGEST_PART = 160
 # numpy, torch and ITK each have words of their own for it.
 _OUT_OF_MEMORY = ("allocate memory", "unable to allocate", "out of memory", "bad_alloc")
 # The system's words, in what pydicom makes of its errors, too, and ITK's.
@@ -103,6 +104,12 @@ def command_line(options: type[Options], description: str, files_option: str) ->
 def printable(text: str | Path) -> str:
     """Text with file names' undecodable bytes spelled out, as any file and page can hold it."""
     return str(text).encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def brief(text: str) -> str:
+    """What a file says, as part of a sentence: on one line, printable, not too long."""
+    plain = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(plain.split())[:LONGEST_PART]
 
 
 def one_sentence(error: BaseException) -> str:

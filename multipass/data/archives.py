@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
-from multipass.terminal import is_out_of_memory, printable
+from multipass.terminal import brief, is_out_of_memory, printable
 
 SUFFIX = ".zip"
 # Guards against archives that unpack to absurd sizes; a CT of 1000 slices is 0.5 GB, and packs to
@@ -150,7 +150,7 @@ class Archive:
                 raise
             is_second = isinstance(error, FileExistsError)
             reason = "a second file of this name" if is_second else _reason(error)
-            self.damaged.append((printable(item.filename), reason))
+            self.damaged.append((brief(printable(item.filename)), reason))
 
     def _unpack_inner(self, path: Path, depth: int) -> None:
         """A folder with its files in the place of an archive in the archive."""
@@ -161,9 +161,10 @@ class Archive:
         try:
             self._unpack(path, folder, depth + 1)
         except ValueError as error:
-            self.damaged.append((path.relative_to(self.folder).as_posix(), str(error)))
+            name = brief(path.relative_to(self.folder).as_posix())
+            self.damaged.append((name, str(error)))
         path.unlink()
 
 
 def _reason(error: Exception) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    return brief(str(error)) or type(error).__name__

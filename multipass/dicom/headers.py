@@ -22,7 +22,7 @@ from pydicom.uid import (
     ImplicitVRLittleEndian,
 )
 
-from multipass.terminal import is_out_of_memory
+from multipass.terminal import brief, is_out_of_memory
 
 # Of a file without preamble: the first tag lies in the group of the file's meta data or of the
 # image's identification (PS3.10 7.1 asks for a preamble, and old archives keep none).
@@ -124,10 +124,12 @@ def _check_inflated(file: io.BufferedReader) -> None:
     if DeflatedExplicitVRLittleEndian.encode() not in meta:
         return
     inflater, size = zlib.decompressobj(-zlib.MAX_WBITS), 0
-    while packed := inflater.unconsumed_tail or file.read(LARGE_BYTES):
+    packed = file.read(LARGE_BYTES)
+    while packed and not inflater.eof:  # a byte of padding may follow
         size += len(inflater.decompress(packed, LARGE_BYTES))
         if size > MAX_INFLATED_BYTES:
             raise _TooLargeError
+        packed = inflater.unconsumed_tail or file.read(LARGE_BYTES)
 
 
 def _syntax_of(dataset: Dataset) -> str:
@@ -138,8 +140,7 @@ def _syntax_of(dataset: Dataset) -> str:
 
 
 def short(error: Exception) -> str:
-    printable = "".join(c if c.isprintable() else " " for c in str(error))
-    return " ".join(printable.split())[:160] or type(error).__name__
+    return brief(str(error)) or type(error).__name__
 
 
 def image_type(header: Dataset) -> tuple[str, ...]:

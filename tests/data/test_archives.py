@@ -75,6 +75,13 @@ def test_what_cannot_be_decoded_is_named(tmp_path):
     assert "encrypted" in reasons and "compression method is not supported" in reasons
 
 
+def test_names_of_any_length_are_told_in_brief(tmp_path):
+    """As where a damaged directory says that a name is as long as the rest of the archive."""
+    archive = unpacked(tmp_path, packed(tmp_path / "a.zip", "a.nii", "PK\1\n" * 9000))
+    ((name, reason),) = archive.damaged
+    assert name.isprintable() and len(name) <= 160 and reason.isprintable() and len(reason) <= 160
+
+
 @pytest.mark.parametrize("content", [b"", b"PK nothing", b"PK\x05\x06" + b"\xff" * 18])
 def test_what_is_no_zip_is_refused(tmp_path, content):
     (tmp_path / "a.zip").write_bytes(content)

@@ -27,8 +27,10 @@ def path(tmp_path) -> Path:
     return path
 
 
-def test_deflated_files_are_read(path):
+@pytest.mark.parametrize("padding", [0, 1, 2])
+def test_deflated_files_are_read(path, padding):
     assert path.stat().st_size < 1 << 16
+    path.write_bytes(path.read_bytes() + bytes(padding))
     assert read_dicom(path, pixels=True).pixel_array.shape == (8, 8)
 
 

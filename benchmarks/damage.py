@@ -238,11 +238,15 @@ def nest_pickle(path: Path, generator: np.random.Generator) -> str:
 def zip_again(path: Path, generator: np.random.Generator) -> str:
     """An archive in an archive, up to six deep."""
     depth = int(generator.integers(1, 6))
+    zip_deep(path, depth)
+    return str(depth)
+
+
+def zip_deep(path: Path, depth: int) -> None:
     for level in range(depth):
         content = path.read_bytes()
         with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
             archive.writestr(f"inner_{level}/{path.name}", content)
-    return str(depth)
 
 
 def misdescribe(path: Path, generator: np.random.Generator) -> str:

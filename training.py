@@ -14,11 +14,11 @@ given what the one before found. The loss is taken on every pass.
 
 from __future__ import annotations
 
-import math
-import time
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from multipass import startup
 
@@ -28,13 +28,6 @@ from multipass.terminal import limit_threads, options_of, short
 
 ROOT = Path(__file__).resolve().parent
 MAX_GRADIENT_NORM = 1.0
-COARSE = 0.5
-LR, FINE_TUNING_LR = 5e-3, 1e-3
-# Must be the same in an interrupted run and its continuation.
-SETTINGS = (
-    *("seed", "passes", "window", "folds", "fold", "batch_size", "epochs", "steps_per_epoch"),
-    *("minutes", "filters", "lr", "weight_decay", "schedule", "coarse", "augmentation", "ema"),
-)
 
 
 @dataclass(frozen=True)
@@ -74,12 +67,8 @@ class Options:
     """strength; less of it fits sooner, which is what a run of minutes needs; 0: mirror alone"""
     ema: float = 0.999
     """decay of the weight average, which is what is validated and saved"""
-    filters: tuple[int, int, int, int] = (
-        32,
-        64,
-        128,
-        256,
-    )  # network.FILTERS, which would import torch too early
+    # network.FILTERS, which would import torch too early
+    filters: tuple[int, int, int, int] = (32, 64, 128, 256)
     """channels of the network's levels"""
     passes: int = 3
     """how often the network looks at a scan"""
@@ -113,6 +102,12 @@ class Options:
             return ("scan",) * self.passes
         return ("scan", "pelvis", *["parts"] * (self.passes - 2))[: self.passes]
 
+    @property
+    def plan(self) -> Plan:
+        """Of its length, learning rate and windows."""
+        length = self.epochs, self.minutes
+        return Plan(*length, self.lr, self.schedule, self.coarse or 0.0)
+
 
 if __name__ == "__main__":
     # Before numpy and torch are imported: they count threads then, and help need not wait for them.
@@ -124,26 +119,30 @@ import torch
 from tqdm import tqdm
 
 from multipass.data.cohort import Cohort
-from multipass.geometry.windows import COARSE_GRID_SIZE, GRID_SIZE, HU_RANGE
 from multipass.model import checkpoint
-from multipass.model.network import MultiPassUNet
 from multipass.model.passes import precision, run
 from multipass.structures import read_rules
-from multipass.training.batches import Batch, Batches, Validation
-from multipass.training.beforehand import check_annotations, check_options
+from multipass.training.batches import Batch, Batches
+from multipass.training.beforehand import complete, parted
+from multipass.training.beginning import begin, describe
 from multipass.training.final_scores import final_scores
+from multipass.training.keeper import Keeper
 from multipass.training.loss import hard_dice, soft_loss, without_extra
-from multipass.training.optimizer import Muon
+from multipass.training.plan import Plan
 from multipass.training.processes import (
     average_gradients,
     claimed_by_first,
     rank,
+    say,
     start_processes,
     stop_processes,
-    world_size,
 )
-from multipass.training.runlog import RunLog, preview
-from multipass.training.trainer import State, cosine, resume, start_from, validate
+from multipass.training.runlog import preview
+from multipass.training.state import State, check_finite
+from multipass.training.validation import Validation, validate
+
+# All that is learnt from a batch; its loss and Dice.
+Step = Callable[[State, Batch], tuple[torch.Tensor, torch.Tensor]]
 
 
 def main(options: Options) -> int:
@@ -156,131 +155,82 @@ def main(options: Options) -> int:
 
 
 def train(options: Options, device: torch.device) -> int:
+    """The run from the patient files to the table of scores; returns the exit code."""
     torch.manual_seed(options.seed)
     torch.backends.cudnn.benchmark = True
-
     cohort = Cohort(options.data)
-    for file in cohort.left_out:
-        say(f"Left out: {file}, which the last run of processing.py did not make.")
-    train_ids, val_ids = cohort.split(options.folds, options.fold)
-    for sentence in check_annotations(cohort, train_ids, val_ids):
-        say(sentence)
+    train_ids, val_ids = parted(cohort, options.folds, options.fold)
     batches = Batches(
-        cohort,
-        train_ids,
-        options.windows,
-        options.batch_size,
-        options.seed,
-        device,
-        options.steps_per_epoch,
-        options.augmentation,
-    )
+        cohort, train_ids, options.windows, options.batch_size, options.seed, device,
+        options.steps_per_epoch, options.augmentation,
+    )  # fmt: skip
     if options.preview:
         pages = preview(batches, options.output / "preview.png")
         say(f"Augmented samples: {', '.join(map(str, pages))}")
         return 0
-
     origin = describe(options, cohort, train_ids, val_ids)
     state, log = begin(options, cohort, origin, device)
     say(
         f"{len(train_ids)} patients train, {len(val_ids)} validate, on {device.type}; "
         f"structures: {', '.join(s.name for s in cohort.structures)}."
     )
-    amp = precision(device)
+    keeper = Keeper(options.output, cohort.structures, options.windows, origin, log)
     validation = Validation(cohort, options.windows, device)
-    if options.init and state.epoch == 0:
-        scores = validate(state, validation, val_ids, amp)
-        before = float(np.nanmean(scores[:, -1]))
-        say(f"Validation Dice before training {before:.4f}.")
-        if log:
-            keep(state, before, cohort, options, origin)
-    while state.epoch < options.epochs and not out_of_time(state, options):
-        if options.follow:
-            batches.ids += cohort.grow()
-        loss, dice = train_epoch(state, batches, options, amp)
-        scores = validate(state, validation, val_ids, amp)
-        record(state, loss, dice, scores, cohort)
-        # In the coarse part validation, on whole windows, stands still while the network learns.
-        if options.schedule == "plateau" and progress(state, 0, options) > (options.coarse or 0):
-            state.plateau.step(state.history[-1]["dice"])
-        if log:
-            better = keep(state, state.history[-1]["dice"], cohort, options, origin)
-            log.write(state.history, cohort.structures)
-            if better:
-                batch = validation.batches(val_ids[0])[-1]
-                log.show(state.average.network, batch, options.passes, cohort.structures, amp)
+    train_epochs(options, state, batches, validation, val_ids, keeper)
     if log and state.best < 0:
         raise ValueError("no validation patient has an annotated structure: no model to choose.")
     say(f"Best validation Dice {state.best:.4f} after {state.epoch} epochs.")
     return evaluate(options, cohort, val_ids, log.folder, device) if log else 0
 
 
-def describe(options: Options, cohort: Cohort, train_ids: list[str], val_ids: list[str]) -> dict:
-    """What the run is, for last.pth and runs/<name>/."""
-    data_sha256 = cohort.sha256()
-    settings = {k: getattr(options, k) for k in SETTINGS} | {"optimizer": Muon.__name__}
-    settings |= {"data_sha256": data_sha256, "validation": ", ".join(val_ids)}
-    return {
-        "name": options.name or time.strftime("%Y-%m-%d_%H-%M-%S"),
-        "settings": settings,
-        "trained_on": {
-            "patients": len(train_ids),
-            "training": train_ids,
-            "validation": val_ids,
-            "data_sha256": data_sha256,
-        },
-    }
+def train_epochs(
+    options: Options,
+    state: State,
+    batches: Batches,
+    validation: Validation,
+    val_ids: list[str],
+    keeper: Keeper,
+) -> None:
+    """Epoch after epoch, each validated, until the plan is done."""
+    plan, amp = options.plan, precision(batches.device)
+    step = partial(learn, passes=options.passes, amp=amp)
+    if options.init and state.epoch == 0:
+        scores = validate(state.averaged_network, validation, val_ids, amp)
+        before = float(np.nanmean(scores[:, -1]))
+        say(f"Validation Dice before training {before:.4f}.")
+        keeper.keep(state, before)
+    while not plan.is_over(state):
+        if options.follow:
+            batches.ids += batches.cohort.grow()
+        loss, dice = train_epoch(state, batches, plan, step)
+        scores = validate(state.averaged_network, validation, val_ids, amp)
+        keeper.record(state, loss, dice, scores)
+        validated = state.history[-1]["dice"]
+        plan.judge(state, validated)
+        if keeper.keep(state, validated):
+            keeper.show(state, validation.batches(val_ids[0])[-1], amp)
 
 
-def begin(
-    options: Options, cohort: Cohort, origin: dict, device: torch.device
-) -> tuple[State, RunLog | None]:
-    """The state to train from, new or resumed, and the first process's log.
-
-    A resumed run keeps its name: `origin` gets it.
-    """
-    classes, extra = 1 + len(cohort.structures), len(cohort.extra)
-    network = MultiPassUNet(classes, options.filters, options.passes, extra).to(device)
-    if options.init:
-        new = start_from(network, cohort.structures, options.init)
-        say(f"Weights of {options.init}; new structures: {', '.join(new) or 'none'}.")
-    state = State(network, options.lr, options.weight_decay, options.ema, device)
-    last = options.output / "last.pth"
-    if options.resume and (name := resume(state, last, origin["settings"])):
-        origin["name"] = name
-        say(f"Going on after epoch {state.epoch} of run {name}.")
-    elif options.resume:
-        say(f"Nothing to go on with: there is no {last}. A new run starts.")
-    if rank() > 0:
-        return state, None
-    facts = {**origin, "options": asdict(options), "device": str(device)}
-    facts["versions"] = checkpoint.versions()
-    return state, RunLog(options.output / "runs" / origin["name"], facts, state.epoch)
-
-
-def train_epoch(
-    state: State, batches: Batches, options: Options, amp: torch.autocast
-) -> tuple[float, float]:
+def train_epoch(state: State, batches: Batches, plan: Plan, step: Step) -> tuple[float, float]:
     """One epoch; returns its average loss and Dice."""
     losses, dices = [], []
 
-    def done(step: int) -> float:
-        return progress(state, step / batches.steps, options)
+    def done(number: int) -> float:
+        return plan.done(state, number / batches.steps)
 
-    made = batches.epoch(state.epoch, lambda step: window_size(done(step), options))
+    made = batches.epoch(state.epoch, lambda number: plan.window_size(done(number)))
     bar = tqdm(
         made, f"epoch {state.epoch + 1}", batches.steps,
         leave=False, unit="batch", disable=rank() > 0,
     )  # fmt: skip
-    for step, batch in enumerate(bar):
-        if options.schedule == "cosine":
-            state.lr = options.lr * cosine(done(step))
-        total, dice = state.lap(*learn(state, batch, options.passes, amp))
-        check_finite(state, "loss", total)
-        losses.append(total)
+    for number, batch in enumerate(bar):
+        plan.set_lr(state, done(number))
+        loss, dice = state.lap(*step(state, batch))
+        check_finite(state, "loss", loss)
+        losses.append(loss)
         dices.append(dice)
-        bar.set_postfix(loss=f"{total:.3f}", dice=f"{dice:.3f}")
-        if out_of_time(state, options):
+        bar.set_postfix(loss=f"{loss:.3f}", dice=f"{dice:.3f}")
+        if plan.out_of_time(state):
             break
     bar.close()
     return float(np.mean(losses)), float(np.nanmean(dices))
@@ -295,7 +245,7 @@ def learn(
         loss = soft_loss(logits, batch.target(k), batch.known)
         descend(state, loss)
         summed += loss.detach() / passes
-    state.average.update(state.network)
+    state.average.update_parameters(state.network)
     found, classes = state.network.merged(logits), state.network.classes
     target, known = without_extra(batch.target(k), classes), batch.known[:, : classes - 1]
     dice = hard_dice(found, target, known).nanmean()
@@ -317,74 +267,6 @@ def descend(state: State, loss: torch.Tensor) -> None:
     state.scaler.update()
 
 
-def check_finite(state: State, what: str, value: float) -> None:
-    if not math.isfinite(value):
-        saved = state.epoch > 0 or state.best >= 0
-        kept = "; best_model.pth and last.pth hold the last good weights" if saved else ""
-        raise ValueError(
-            f"the {what} became {value} in epoch {state.epoch + 1}{kept}. A lower --lr may help."
-        )
-
-
-def progress(state: State, part_of_epoch: float, options: Options) -> float:
-    """The part of the training that is done, by epochs or by the clock, whichever is further."""
-    by_clock = state.seconds / 60 / options.minutes if options.minutes else 0.0
-    return max((state.epoch + part_of_epoch) / options.epochs, by_clock)
-
-
-def window_size(done: float, options: Options) -> tuple[int, int, int]:
-    """Voxels of the windows when this part of the training is done."""
-    return COARSE_GRID_SIZE if done < (options.coarse or 0) else GRID_SIZE
-
-
-def out_of_time(state: State, options: Options) -> bool:
-    return bool(options.minutes) and state.seconds >= 60 * options.minutes
-
-
-def record(state: State, loss: float, dice: float, scores: np.ndarray, cohort: Cohort) -> None:
-    """Ends the epoch: adds it to the history and prints its line."""
-    state.epoch += 1
-    by_pass = np.nanmean(scores, axis=(0, 2)).tolist()
-    row: dict[str, Any] = {"epoch": state.epoch, "lr": state.lr, "seconds": state.seconds}
-    row |= {"train_loss": loss, "train_dice": dice, "dice": by_pass[-1]}
-    row |= {f"dice_pass{k}": value for k, value in enumerate(by_pass, start=1)}
-    for k, of_pass in enumerate(np.nanmean(scores, axis=0).tolist(), start=1):
-        for structure, value in zip(cohort.structures, of_pass, strict=True):
-            row[f"dice_pass{k}_{structure.name}"] = value
-    state.history.append(row)
-    say(
-        f"epoch {state.epoch}: training loss {loss:.4f}, Dice {dice:.4f}; validation Dice "
-        f"{by_pass[-1]:.4f} (by pass {', '.join(f'{d:.4f}' for d in by_pass)}); "
-        f"lr {state.lr:.1e}, {state.seconds:.0f} s"
-    )
-
-
-def keep(state: State, dice: float, cohort: Cohort, options: Options, origin: dict) -> bool:
-    """Writes last.pth, and best_model.pth if this validation Dice is the best so far; says whether
-    it is."""
-    model = checkpoint.Model(
-        network=state.average.network,
-        structures=cohort.structures,
-        hu_range=HU_RANGE,
-        windows=options.windows,
-        info={"dice": dice, "trained_on": origin["trained_on"]},
-    )
-    content = checkpoint.as_dict(model)
-    if state.epoch <= 1 and state.best < 0:
-        for name in ("best_model.pth", "last.pth"):
-            if kept := checkpoint.set_aside(options.output / name):
-                say(f"{name} of an earlier run is now {kept.name}.")
-    better = dice > state.best
-    if better:
-        path = options.output / "best_model.pth"
-        checkpoint.save(path, content)
-        say(f"best_model.pth: Dice {max(state.best, 0):.4f} -> {dice:.4f} ({path})")
-        state.best = dice
-    content["training"] = {**origin, "state": state.state_dict()}
-    checkpoint.save(options.output / "last.pth", content)
-    return better
-
-
 def evaluate(
     options: Options, cohort: Cohort, ids: list[str], folder: Path, device: torch.device
 ) -> int:
@@ -396,34 +278,6 @@ def evaluate(
     print(*scores.lines(), sep="\n")
     print(f"To segment with it:\npython inference_pipeline/run_inference.py --model {best}")
     return 1 if scores.failed else 0
-
-
-def complete(options: Options) -> Options:
-    """Fills in the options that follow from others.
-
-    Raises:
-        ValueError: options that make no sense together.
-    """
-    check_options(options)
-    coarse = options.coarse
-    if coarse is None:
-        coarse = 0.0 if options.init else COARSE
-    lr = options.lr or (FINE_TUNING_LR if options.init else LR)
-    batch_size = options.batch_size or world_size()
-    options = replace(options, batch_size=batch_size, coarse=coarse, lr=lr)
-    read_rules(options.structures)
-    if options.batch_size % world_size():
-        raise ValueError(
-            f"--batch-size {options.batch_size} does not divide among {world_size()} processes."
-        )
-    if (options.output / "best_model.pth.sha256").exists():
-        raise ValueError(f"{options.output} holds a published network; give another --output.")
-    return options
-
-
-def say(text: str) -> None:
-    if rank() == 0:
-        print(text, flush=True)
 
 
 if __name__ == "__main__":

@@ -30,6 +30,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,7 @@ from native_scores import (
 
 import training
 from multipass.data.cohort import Cohort
+from multipass.evaluation.tables import markdown
 from multipass.files import replacing
 from multipass.geometry.volume import Volume
 from multipass.geometry.windows import HU_RANGE, close_windows
@@ -63,7 +65,8 @@ from multipass.model.maps import PassResult
 from multipass.model.network import MultiPassUNet
 from multipass.model.passes import look_through, precision, segment
 from multipass.training.batches import Batches
-from multipass.training.trainer import State
+from multipass.training.beforehand import LR
+from multipass.training.state import State
 
 CPU = torch.device("cpu")
 EPOCHS = 8  # of equal length; a run can go on after each
@@ -121,13 +124,13 @@ class Options:
         return facts | {"minutes": self.minutes, "augmentation": self.augmentation}
 
     def settings(self, arm: Arm, seed: int) -> training.Options:
-        """What `training.train_epoch` needs to know."""
+        """As of a training of this length."""
         return training.Options(
             epochs=EPOCHS,
             passes=arm.passes,
             seed=seed,
             augmentation=self.augmentation,
-            lr=training.LR,
+            lr=LR,
             coarse=COARSE,
         )
 
@@ -140,6 +143,10 @@ def start(arm: Arm, seed: int, options: Options, steps: int) -> tuple[State, Bat
     return state, Batches(cohort, cohort.ids, arm.windows, 1, seed, CPU, steps, given.augmentation)
 
 
+def step_of(arm: Arm) -> training.Step:
+    return partial(training.learn, passes=arm.passes, amp=precision(CPU))
+
+
 def seconds_a_step(arm: Arm, options: Options) -> float:
     """Processor time of a training step on one thread, averaged over coarse and fine epochs."""
     torch.set_num_threads(1)
@@ -150,7 +157,7 @@ def seconds_a_step(arm: Arm, options: Options) -> float:
             state, batches = start(arm, 0, options, steps)
             state.epoch = epoch
             begin = time.process_time()
-            training.train_epoch(state, batches, given, precision(CPU))
+            training.train_epoch(state, batches, given.plan, step_of(arm))
         seconds.append((time.process_time() - begin) / TIMED_STEPS)
     return given.coarse * seconds[0] + (1 - given.coarse) * seconds[1]
 
@@ -167,7 +174,7 @@ def train(arm: Arm, seed: int, options: Options, seconds: float) -> str:
         return f"{arm.name}, seed {seed}: already trained, {EPOCHS * steps} steps"
     given, loss = options.settings(arm, seed), float("nan")
     while state.epoch < EPOCHS:
-        loss, _ = training.train_epoch(state, batches, given, precision(CPU))
+        loss, _ = training.train_epoch(state, batches, given.plan, step_of(arm))
         state.epoch += 1
         with replacing(path) as temporary:
             torch.save(state.state_dict(), temporary)
@@ -180,7 +187,7 @@ def trained(arm: Arm, seed: int, options: Options) -> Model:
     state.load_state_dict(torch.load(path, weights_only=True))
     windows = ("scan", *["pelvis" if arm == MULTI else "scan"] * (arm.passes - 1))
     structures = list(batches.cohort.structures)
-    return Model(state.average.network, structures, HU_RANGE, windows)
+    return Model(state.averaged_network, structures, HU_RANGE, windows)
 
 
 def closer_outputs(model: Model, volume: Volume, finder: Model) -> Iterator[tuple[str, PassResult]]:
@@ -225,7 +232,7 @@ def by_seed(rows: list[dict[str, str]]) -> list[str]:
     """Markdown: each seed's means, which the intervals over patients say nothing of."""
     seeds = sorted({row["seed"] for row in rows}, key=int)
     heads = [f"seed {seed}, {metric}" for metric in ("Dice", "HD95 mm") for seed in seeds]
-    lines = ["| network | output | " + " | ".join(heads) + " |", "|" + "---|" * (2 + len(heads))]
+    lines = [["network", "output", *heads]]
     means = [
         by_patient([row for row in rows if row["seed"] == seed], metric)
         for metric in ("dice", "hd95_mm")
@@ -234,8 +241,8 @@ def by_seed(rows: list[dict[str, str]]) -> list[str]:
     for key in by_patient(rows, "dice"):
         figures = [float(np.nanmean(list(of_seed[key].values()))) for of_seed in means]
         texts = [f"{v:.3f}" if i < len(seeds) else f"{v:.1f}" for i, v in enumerate(figures)]
-        lines.append("| " + " | ".join([*key, *texts]) + " |")
-    return lines
+        lines.append([*key, *texts])
+    return markdown(lines)
 
 
 def main(options: Options) -> None:

@@ -45,7 +45,7 @@ from native_scores import (
 from multipass.data.case import Case
 from multipass.data.scans import find_cases
 from multipass.evaluation import metrics
-from multipass.evaluation.tables import with_interval
+from multipass.evaluation.tables import markdown, with_interval
 from multipass.files import code_sha256, sha256_of
 from multipass.geometry.labelmaps import LEAST_PART_MM3
 from multipass.geometry.volume import Volume
@@ -131,14 +131,13 @@ def by_kind(rows: list[dict[str, Any]], output: str) -> list[str]:
         name: [row for row in rows if int(row[kind])] for kind, name in KINDS.items()
     }
     groups["none of these"] = [row for row in rows if not any(int(row[k]) for k in KINDS)]
-    lines = [f"| scans, {output} | number | Dice | worst scan | HD95 mm |", "|" + "---|" * 5]
+    lines = [[f"scans, {output}", "number", "Dice", "worst scan", "HD95 mm"]]
     for name, of_kind in groups.items():
         dice, hd95 = (by_patient(of_kind, m).get((NAME, output), {}) for m in ("dice", "hd95_mm"))
         if dice:
             cells = [name, str(len(dice)), over_patients(dice, rows, 3)]
-            cells += [f"{min(dice.values()):.3f}", over_patients(hd95, rows, 1)]
-            lines.append("| " + " | ".join(cells) + " |")
-    return lines
+            lines.append([*cells, f"{min(dice.values()):.3f}", over_patients(hd95, rows, 1)])
+    return markdown(lines)
 
 
 def by_structure(rows: list[dict[str, Any]], output: str) -> list[str]:
@@ -149,16 +148,16 @@ def by_structure(rows: list[dict[str, Any]], output: str) -> list[str]:
         if row["output"] == output
     ]
     headings = ["Dice", "worst", "HD95 mm", "ASSD mm", "NSD 1 mm", "2 mm", "3 mm"]
-    lines = [f"| {output} | {' | '.join(headings)} |", "|" + "---|" * (1 + len(headings))]
+    lines = [[output, *headings]]
     for line in metrics.table(scored):
         intervals = [
             with_interval(line[metric], line[f"{metric}_low"], line[f"{metric}_high"], digits)
             for metric, digits in (("dice", 3), ("hd95_mm", 1))
         ]
         cells = [line["structure"], intervals[0], f"{line['dice_worst']:.3f}", intervals[1]]
-        cells += [f"{line['assd_mm']:.2f}", *(f"{line[metric]:.3f}" for metric in metrics.NSD)]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        nsd = (f"{line[metric]:.3f}" for metric in metrics.NSD)
+        lines.append([*cells, f"{line['assd_mm']:.2f}", *nsd])
+    return markdown(lines)
 
 
 def other_rows(folder: Path, facts: dict[str, Any]) -> list[dict[str, Any]]:

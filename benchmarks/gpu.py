@@ -42,7 +42,7 @@ from multipass.phantom import make_subject  # noqa: E402
 from multipass.structures import PELVIS, mirror_partners  # noqa: E402
 from multipass.training.batches import Batch, Batches, collate  # noqa: E402
 from multipass.training.contexts import ContextOdds, RandContext  # noqa: E402
-from multipass.training.trainer import State  # noqa: E402
+from multipass.training.state import State  # noqa: E402
 
 WINDOWS = ("scan", "pelvis", "parts")
 SHIPPED = ROOT / "inference_pipeline" / "best_model.pth"

@@ -21,7 +21,7 @@ from multipass.data.scan import read_scan  # noqa: E402
 from multipass.data.scans import find_cases  # noqa: E402
 from multipass.evaluation.metrics import compare  # noqa: E402
 from multipass.evaluation.scoring import reference_labels, upright_labels  # noqa: E402
-from multipass.evaluation.tables import mean_with_interval  # noqa: E402
+from multipass.evaluation.tables import markdown, mean_with_interval  # noqa: E402
 from multipass.files import replacing, sha256_of  # noqa: E402
 from multipass.geometry.labelmaps import LEAST_PART_MM3  # noqa: E402
 from multipass.geometry.volume import Volume  # noqa: E402
@@ -130,32 +130,27 @@ def table(rows: list[dict[str, str]], pairs: Sequence[tuple]) -> list[str]:
 def means(rows: list[dict[str, str]]) -> list[str]:
     dice, hd95 = by_patient(rows, "dice"), by_patient(rows, "hd95_mm")
     outcomes = Counter((row["arm"], row["output"], row["outcome"]) for row in rows)
-    lines = [
-        "| network | output | Dice | worst patient | HD95 mm | missed, false |",
-        "|" + "---|" * 6,
-    ]
+    lines = [["network", "output", "Dice", "worst patient", "HD95 mm", "missed, false"]]
     for key in dice:
         worst = min(dice[key].values())
         cells = [*key, over_patients(dice[key], rows, 4), f"{worst:.3f}"]
         cells += [over_patients(hd95[key], rows, 1)]
-        cells += [f"{outcomes[(*key, 'missed')]}, {outcomes[(*key, 'false alarm')]}"]
-        lines.append("| " + " | ".join(cells) + " |")
-    return lines
+        lines.append([*cells, f"{outcomes[(*key, 'missed')]}, {outcomes[(*key, 'false alarm')]}"])
+    return markdown(lines)
 
 
 def differences(rows: list[dict[str, str]], pairs: Sequence[tuple]) -> list[str]:
     """One (arm, output) of a pair minus the other, where there are rows of both, and the number of
     patients with a higher Dice."""
     there = {(row["arm"], row["output"]) for row in rows}
-    lines = ["| difference | Dice | HD95 mm | Dice higher in |", "|---|---|---|---|"]
+    lines = [["difference", "Dice", "HD95 mm", "Dice higher in"]]
     for one, other in pairs:
         if one in there and other in there:
             text = f"{', '.join(one)} - {', '.join(other)}"
             dice, hd95 = (paired(rows, metric, one, other) for metric in ("dice", "hd95_mm"))
             cells = [text, over_patients(dice, rows, 4), over_patients(hd95, rows, 1)]
-            cells += [f"{sum(value > 0 for value in dice.values())} of {len(dice)}"]
-            lines.append("| " + " | ".join(cells) + " |")
-    return lines
+            lines.append([*cells, f"{sum(v > 0 for v in dice.values())} of {len(dice)}"])
+    return markdown(lines)
 
 
 def paired(

@@ -11,15 +11,16 @@ The plain side is DynUNet (16, 32, 64, 128, 256) at full resolution, hard labels
 Rand3DElasticd. It takes one pass over the reference's pelvis window, which nobody has at inference:
 a favour to it. Timed is also the step that does the same work as ours, two passes over two windows,
 the second with the first one's map. All sides share patients, split, mixed precision, optimizer and
-schedule.
+schedule, and training.py's loop over batches.
 """
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -45,27 +46,29 @@ sys.path.insert(0, str(ROOT))  # before this folder: `training` is the script in
 
 import training  # noqa: E402
 from multipass.data.cohort import Cohort  # noqa: E402
-from multipass.geometry.windows import COARSE_GRID_SIZE, GRID_SIZE  # noqa: E402
 from multipass.model.network import MultiPassUNet  # noqa: E402
 from multipass.model.passes import precision, run  # noqa: E402
-from multipass.training.batches import Batch, Batches, Validation, random_state  # noqa: E402
+from multipass.training.batches import Batch, Batches, Size, random_state  # noqa: E402
+from multipass.training.beforehand import COARSE, LR  # noqa: E402
 from multipass.training.loss import hard_dice  # noqa: E402
-from multipass.training.trainer import State, cosine  # noqa: E402
+from multipass.training.plan import Plan  # noqa: E402
+from multipass.training.state import State  # noqa: E402
+from multipass.training.validation import Validation  # noqa: E402
 
 WINDOWS = ("scan", "pelvis")
 WEIGHT_DECAY, EMA = 1e-2, 0.999
 WARM_UP_STEPS = 2
-COARSE = training.COARSE
+MOST_EPOCHS = 1_000_000  # the minutes end before
 
 
 @dataclass(frozen=True)
 class Options:
     data: Path = ROOT / "processed_files" / "complete_dataset.pkl"
     steps: int = 10
-    """timed steps a side"""
+    """timed steps a side; of an epoch, with --minutes"""
     minutes: float = 0.0
     """of training a side, then validation Dice; 0: only the times"""
-    lr: float = training.LR
+    lr: float = LR
     seed: int = 0
 
 
@@ -78,15 +81,32 @@ class Given:
     options: Options
     device: torch.device
 
+    @property
+    def steps(self) -> int:
+        """Of an epoch."""
+        return self.options.steps + WARM_UP_STEPS
 
-class Times:
-    """Seconds by part of a step."""
 
-    def __init__(self) -> None:
+class Timed:
+    """Batches and steps of a side, as `training.train_epoch` takes them, and seconds of each."""
+
+    def __init__(self, side: MultiPass | Plain) -> None:
+        self.side, self.steps = side, side.batches.steps
         self.parts: dict[str, list[float]] = defaultdict(list)
 
+    def epoch(self, epoch: int, size: Callable[[int], Size]) -> Iterator[Batch]:
+        made = self.side.batches.epoch(epoch, size)
+        for _ in range(self.steps):
+            with self._part("augmentation"):
+                batch = next(made)
+            yield batch
+
+    def step(self, state: State, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        with self._part("learning"):
+            return self.side.step(state, batch)
+
     @contextmanager
-    def part(self, name: str) -> Iterator[None]:
+    def _part(self, name: str) -> Iterator[None]:
         start = time.perf_counter()
         yield
         if torch.cuda.is_available():
@@ -98,49 +118,33 @@ class Times:
 
 
 class MultiPass:
-    """A step of training.py: augmented windows, two passes, a loss on each."""
+    """As training.py: augmented windows, two passes, a loss on each.
 
-    def __init__(self, given: Given, size: tuple[int, int, int] = GRID_SIZE) -> None:
-        self.size, options, device = size, given.options, given.device
-        self.batches = Batches(given.cohort, given.ids, WINDOWS, 1, options.seed, device, steps=1)
+    Args:
+        coarse: part of the timed steps on windows of half the resolution.
+    """
+
+    def __init__(self, given: Given, coarse: float = 0.0) -> None:
+        self.coarse, options, device = coarse, given.options, given.device
+        self.batches = Batches(
+            given.cohort, given.ids, WINDOWS, 1, options.seed, device, given.steps
+        )
         network = MultiPassUNet(1 + len(given.cohort.structures)).to(device)
         self.state = State(network, options.lr, WEIGHT_DECAY, EMA, device)
         self.amp = precision(device)
-
-    def batch(self, number: int) -> Batch:
-        return next(self.batches.epoch(number, lambda _: self.size))
-
-    def learn(self, batch: Batch) -> None:
-        training.learn(self.state, batch, 2, self.amp)
+        self.step = partial(training.learn, passes=2, amp=self.amp)
 
     def dice(self, batch: Batch) -> float:
-        *_, logits = run(self.state.average.network, batch.views, 2, self.amp)
+        *_, logits = run(self.state.averaged_network, batch.views, 2, self.amp)
         return hard_dice(logits, batch.targets[-1], batch.known).nanmean().item()
 
 
-class Plain:
-    """The usual: one network at full resolution, hard labels, MONAI's elastic deformation.
+class PlainBatches:
+    """Validation's windows under MONAI's elastic deformation."""
 
-    Args:
-        passes: 1, over the pelvis window, or 2, over both windows.
-    """
-
-    def __init__(self, given: Given, passes: int = 1) -> None:
-        self.given, options, device = given, given.options, given.device
-        self.windows = WINDOWS[-passes:]
-        self.classes = 1 + len(given.cohort.structures)
-        network = DynUNet(
-            spatial_dims=3,
-            in_channels=1 if passes == 1 else 1 + self.classes,
-            out_channels=self.classes,
-            kernel_size=[3] * 5,
-            strides=[1, 2, 2, 2, (2, 2, 1)],
-            upsample_kernel_size=[2, 2, 2, (2, 2, 1)],
-            filters=[16, 32, 64, 128, 256],
-        ).to(device)
-        self.state = State(network, options.lr, WEIGHT_DECAY, EMA, device)
-        self.loss = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
-        self.amp = precision(device)
+    def __init__(self, given: Given, windows: Sequence[str]) -> None:
+        self.ids, self.seed, self.steps = given.ids, given.options.seed, given.steps
+        self.windows = Validation(given.cohort, windows, given.device)
         both, turn = ["image", "label"], np.deg2rad(15)
         self.augment = Compose(
             [
@@ -154,10 +158,13 @@ class Plain:
             ]
         )  # fmt: skip
 
-    def batch(self, number: int) -> Batch:
-        state, ids = random_state(self.given.options.seed, number), self.given.ids
-        patient = ids[state.randint(len(ids))]
-        windows = Validation(self.given.cohort, self.windows, self.given.device).batches(patient)
+    def epoch(self, epoch: int, size: Callable[[int], Size]) -> Iterator[Batch]:
+        """Always at full resolution."""
+        return (self._batch(epoch, number) for number in range(self.steps))
+
+    def _batch(self, *keys: int) -> Batch:
+        state = random_state(self.seed, *keys)
+        windows = self.windows.batches(self.ids[state.randint(len(self.ids))])
         seen = windows[state.randint(len(windows))]
         self.augment.set_random_state(state=state)
         out = [
@@ -166,40 +173,62 @@ class Plain:
         ]
         return Batch([o["image"][None] for o in out], [o["label"][None] for o in out], seen.known)
 
-    def learn(self, batch: Batch) -> None:
+
+class Plain:
+    """The usual: one network at full resolution, hard labels, MONAI's elastic deformation.
+
+    Args:
+        passes: 1, over the pelvis window, or 2, over both windows.
+    """
+
+    coarse = 0.0
+
+    def __init__(self, given: Given, passes: int = 1) -> None:
+        options, device = given.options, given.device
+        self.batches = PlainBatches(given, WINDOWS[-passes:])
+        self.passes, self.classes = passes, 1 + len(given.cohort.structures)
+        network = DynUNet(
+            spatial_dims=3,
+            in_channels=1 if passes == 1 else 1 + self.classes,
+            out_channels=self.classes,
+            kernel_size=[3] * 5,
+            strides=[1, 2, 2, 2, (2, 2, 1)],
+            upsample_kernel_size=[2, 2, 2, (2, 2, 1)],
+            filters=[16, 32, 64, 128, 256],
+        ).to(device)
+        self.state = State(network, options.lr, WEIGHT_DECAY, EMA, device)
+        self.loss = DiceCELoss(to_onehot_y=True, softmax=True, include_background=False)
+        self.amp = precision(device)
+
+    def step(self, state: State, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
         image = batch.views[0]
         context = image.new_zeros((1, self.classes, *image.shape[2:]))
         for image, target in zip(batch.views, batch.targets, strict=True):
-            seen = image if len(self.windows) == 1 else torch.cat([image, context], 1)
+            seen = image if self.passes == 1 else torch.cat([image, context], 1)
             with self.amp:
-                logits = self.state.network(seen)
-            training.descend(self.state, self.loss(logits.float(), target))
+                logits = state.network(seen)
+            loss = self.loss(logits.float(), target)
+            training.descend(state, loss)
             context = torch.softmax(logits.detach().float(), 1)
-        self.state.average.update(self.state.network)
+        state.average.update_parameters(state.network)
+        return loss.detach(), loss.new_zeros(())
 
     def dice(self, batch: Batch) -> float:
         with self.amp:
-            logits = self.state.average.network(batch.views[-1].image)
+            logits = self.state.averaged_network(batch.views[-1].image)
         return hard_dice(logits, batch.targets[-1], batch.known).nanmean().item()
 
 
-def step(side: MultiPass | Plain, number: int, times: Times) -> None:
-    with times.part("step"):
-        with times.part("augmentation"):
-            batch = side.batch(number)
-        with times.part("learning"):
-            side.learn(batch)
-
-
-def train(side: MultiPass | Plain, options: Options, times: Times) -> None:
-    """For the given minutes, with the schedule following the clock."""
-    start, number = time.monotonic(), 0
-    while (done := (time.monotonic() - start) / 60 / options.minutes) < 1:
-        side.state.lr = options.lr * cosine(done)
-        if isinstance(side, MultiPass):
-            side.size = training.window_size(done, training.Options(coarse=COARSE))
-        step(side, number, times)
-        number += 1
+def train(side: MultiPass | Plain, options: Options) -> Timed:
+    """An epoch to time, or epochs for the given minutes, with the schedule following the clock."""
+    plan = Plan(1, lr=options.lr, coarse=side.coarse)
+    if options.minutes:
+        plan = Plan(MOST_EPOCHS, options.minutes, options.lr, coarse=COARSE)
+    timed = Timed(side)
+    while not plan.is_over(side.state):
+        training.train_epoch(side.state, timed, plan, timed.step)
+        side.state.epoch += 1
+    return timed
 
 
 def measure(name: str, options: Options, threads: int) -> tuple[float, str]:
@@ -209,23 +238,19 @@ def measure(name: str, options: Options, threads: int) -> tuple[float, str]:
     cohort = Cohort(options.data)
     train_ids, val_ids = cohort.split(5, 0)
     torch.manual_seed(options.seed)
-    side, times = SIDES[name](Given(cohort, train_ids, options, device)), Times()
-    if options.minutes:
-        train(side, options, times)
-    else:
-        for number in range(options.steps + WARM_UP_STEPS):
-            step(side, number, times)
-    seconds = times.median("step")
+    side = SIDES[name](Given(cohort, train_ids, options, device))
+    timed = train(side, options)
+    parts = {part: timed.median(part) for part in timed.parts}
+    seconds = sum(parts.values())
     if not options.minutes:
-        share = times.median("augmentation") / seconds
-        parts = ", ".join(f"{part} {times.median(part):.2f} s" for part in times.parts)
-        return seconds, f"{name}: {parts}; augmentation {share:.0%} of a step"
+        text = ", ".join(f"{part} {value:.2f} s" for part, value in parts.items())
+        return seconds, f"{name}: {text}; augmentation {parts['augmentation'] / seconds:.0%}"
     with torch.no_grad():
         validation = Validation(cohort, WINDOWS, device)
         looks = (validation.batches(i) for i in val_ids)
         dice = [np.nanmean([side.dice(window) for window in windows]) for windows in looks]
     return seconds, (
-        f"{name}: {len(times.parts['step'])} steps, Dice of the {len(val_ids)} validation "
+        f"{name}: {len(timed.parts['learning'])} steps, Dice of the {len(val_ids)} validation "
         f"patients {np.mean(dice):.4f} ({', '.join(f'{d:.3f}' for d in dice)})"
     )
 
@@ -235,6 +260,7 @@ def main(options: Options) -> None:
     names = ["multi-pass", "plain"] if options.minutes else list(SIDES)
     jobs = len(names) if options.minutes and not torch.cuda.is_available() else 1
     threads = max(1, torch.get_num_threads() // jobs)
+    os.environ["TQDM_DISABLE"] = "1"  # read when a process of the pool starts
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         futures = {name: pool.submit(measure, name, options, threads) for name in names}
         found = {name: future.result() for name, future in futures.items()}
@@ -254,7 +280,7 @@ def main(options: Options) -> None:
 
 SIDES: dict[str, Callable] = {
     "multi-pass": MultiPass,
-    "multi-pass, coarse windows": partial(MultiPass, size=COARSE_GRID_SIZE),
+    "multi-pass, coarse windows": partial(MultiPass, coarse=1.0),
     "plain": Plain,
     "plain, two passes": partial(Plain, passes=2),
 }

@@ -24,6 +24,7 @@ import torch
 import tyro
 from native_scores import KEY, ROOT, claim, read_rows, report, score, write_rows
 
+from multipass.evaluation.tables import markdown
 from multipass.files import code_sha256, sha256_of
 from multipass.model import checkpoint
 from multipass.model.passes import segment
@@ -78,14 +79,13 @@ def evaluate(index: int, options: Options) -> Path:
     return path
 
 
-def table(rows: list[dict[str, str]]) -> Iterator[str]:
-    """Markdown: the last pass by view, then all passes over all views."""
+def table(rows: list[dict[str, str]]) -> Iterator[list[str]]:
+    """Rows of cells: the last pass by view, then all passes over all views."""
     last = max(row["output"] for row in rows)
-    yield (
-        f"| view, {last} | scans | structures of {LEAST_ML:g} mL | Dice | lowest "
-        f"| {GOOD_DICE:.2f} and more | missed | false mL | scans with false mL |"
-    )
-    yield "|" + "---|" * 9
+    yield [
+        *(f"view, {last}", "scans", f"structures of {LEAST_ML:g} mL", "Dice", "lowest"),
+        *(f"{GOOD_DICE:.2f} and more", "missed", "false mL", "scans with false mL"),
+    ]
     for view in VIEWS:
         of_view = [row for row in rows if row["view"] == view and row["output"] == last]
         if of_view:
@@ -100,7 +100,7 @@ def table(rows: list[dict[str, str]]) -> Iterator[str]:
         yield line(f"{output}, none in view", without)
 
 
-def line(name: str, rows: list[dict[str, str]]) -> str:
+def line(name: str, rows: list[dict[str, str]]) -> list[str]:
     """One row of the table."""
     scans = {row["patient"] for row in rows}
     seen = [row for row in rows if float(row["reference_ml"]) >= LEAST_ML]
@@ -113,8 +113,9 @@ def line(name: str, rows: list[dict[str, str]]) -> str:
     cells = [name, str(len(scans)), str(len(seen))]
     cells += [f"{dice.mean():.3f}", f"{dice.min():.3f}"] if len(dice) else ["-", "-"]
     cells += [f"{np.count_nonzero(dice >= GOOD_DICE)}", str(missed)]
-    cells += [f"{sum(false.values()):.1f}", str(sum(value > 0 for value in false.values()))]
-    return "| " + " | ".join(cells) + " |"
+    return [
+        *cells, f"{sum(false.values()):.1f}", str(sum(value > 0 for value in false.values())),
+    ]  # fmt: skip
 
 
 def main(options: Options) -> None:
@@ -126,7 +127,7 @@ def main(options: Options) -> None:
         score_one = partial(evaluate, options=options)
         paths = list(pool.map(score_one, range(options.patients)))
     rows = read_rows(paths)
-    report(options.output, rows, list(table(rows)))
+    report(options.output, rows, markdown(list(table(rows))))
 
 
 if __name__ == "__main__":

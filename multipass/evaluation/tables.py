@@ -84,6 +84,12 @@ def aligned(cells: Sequence[Sequence[str]]) -> list[str]:
     ]
 
 
+def markdown(cells: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells, the headings first, as the lines of a Markdown table."""
+    headings, *rows = (f"| {' | '.join(row)} |" for row in cells)
+    return [headings, "|" + "---|" * len(cells[0]), *rows]
+
+
 def _with_worst(line: dict[str, Any], metric: str, digits: int) -> str:
     mean, low, high, worst = (
         line[key] for key in (metric, f"{metric}_low", f"{metric}_high", f"{metric}_worst")

@@ -11,7 +11,7 @@ import numpy as np
 from scipy import ndimage
 
 from multipass.geometry.field_of_view import FieldOfView
-from multipass.geometry.labelmaps import Box, box_of, boxes_of, middle_voxel
+from multipass.geometry.labelmaps import Box, box_of, boxes_of, middle_voxel, parts_of
 from multipass.geometry.volume import Grid, Volume, ints3
 from multipass.model.maps import PassResult, native_labels
 from multipass.results.findings import (
@@ -114,11 +114,8 @@ def _second_part(value: int, looked: Looked) -> np.ndarray | None:
     if box is None:
         return None
     mask, grid = _cropped(looked.seen, box, value)
-    parts, count = ndimage.label(mask)
-    if count < 2:
-        return None
-    second = np.bincount(parts.ravel())[1:].argsort()[-2] + 1
-    return middle_voxel(np.argwhere(parts == second), grid)
+    parts, sizes = parts_of(mask)
+    return middle_voxel(np.argwhere(parts == 2), grid) if len(sizes) > 1 else None
 
 
 def _beyond(value: int, looked: Looked) -> np.ndarray | None:

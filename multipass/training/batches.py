@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import copy
 import math
-import zlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -179,27 +178,3 @@ def collate(rows: Sequence[tuple]) -> Batch:
         targets.append(with_background(torch.stack([f[w] for f in fractions])))
     given = tuple(context for context in contexts if context is not None)
     return Batch(views, targets, torch.stack(known), given)
-
-
-class Validation:
-    """Batches of a patient without augmentation, its windows displaced as inference may err: always
-    the same ones."""
-
-    PLACES = 2  # a patient
-
-    def __init__(self, cohort: Cohort, windows: Sequence[str], device: torch.device) -> None:
-        self.cohort, self.windows = cohort, tuple(windows)
-        self.place = RandPlacement(replace(Space().scaled(0), mirror=0.0), False, crops=0.0)
-        self.shelf = Shelf(device)
-
-    def batches(self, patient_id: str) -> list[Batch]:
-        """The patient's batches of one sample each, the same in every epoch."""
-        sample = self.shelf.sample(self.cohort, patient_id)
-        self.place.set_random_state(seed=zlib.crc32(patient_id.encode()))
-        made = []
-        for _ in range(self.PLACES):
-            place = self.place(sample)
-            seen, known = seen_through(sample, place, self.windows, GRID_SIZE, self.shelf, ())
-            boxes = [place.boxes[window] for window in self.windows]
-            made.append(collate([(seen[:, 0], seen[:, 1:], boxes, known, None)]))
-        return made

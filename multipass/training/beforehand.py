@@ -1,14 +1,19 @@
-"""What can be known before a training starts: options that make no sense, structures that the
-training patients do not show."""
+"""What can be known before a training starts: options that make no sense or follow from others,
+structures that the training patients do not show."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from multipass.data.cohort import Cohort
-from multipass.structures import Structure
+from multipass.structures import Structure, read_rules
+from multipass.training.processes import say, world_size
+
+COARSE = 0.5
+LR, FINE_TUNING_LR = 5e-3, 1e-3
 
 # Least and greatest value of the options of training.py.
 _RANGES = {
@@ -19,6 +24,29 @@ _RANGES = {
     "folds": (2, math.inf),
     "seed": (0, 2**63 - 1),
 }
+
+
+def complete(options: Any) -> Any:
+    """The options of training.py with those that follow from others.
+
+    Raises:
+        ValueError: options that make no sense together.
+    """
+    check_options(options)
+    coarse = options.coarse
+    if coarse is None:
+        coarse = 0.0 if options.init else COARSE
+    lr = options.lr or (FINE_TUNING_LR if options.init else LR)
+    batch_size = options.batch_size or world_size()
+    options = replace(options, batch_size=batch_size, coarse=coarse, lr=lr)
+    read_rules(options.structures)
+    if options.batch_size % world_size():
+        raise ValueError(
+            f"--batch-size {options.batch_size} does not divide among {world_size()} processes."
+        )
+    if (options.output / "best_model.pth.sha256").exists():
+        raise ValueError(f"{options.output} holds a published network; give another --output.")
+    return options
 
 
 def check_options(options: Any) -> None:
@@ -38,6 +66,20 @@ def check_options(options: Any) -> None:
         raise ValueError(f"--fold {options.fold}: there are folds 0 to {options.folds - 1}.")
     if options.name.startswith(".") or set(options.name) & set('/\\:*?"<>|\0'):
         raise ValueError(f"--name {options.name!r}: not the name of a folder.")
+
+
+def parted(cohort: Cohort, folds: int, fold: int) -> tuple[list[str], list[str]]:
+    """Training and validation patients; says what is left out or shown by none of them.
+
+    Raises:
+        ValueError: see `check_annotations`.
+    """
+    for file in cohort.left_out:
+        say(f"Left out: {file}, which the last run of processing.py did not make.")
+    train_ids, val_ids = cohort.split(folds, fold)
+    for sentence in check_annotations(cohort, train_ids, val_ids):
+        say(sentence)
+    return train_ids, val_ids
 
 
 def check_annotations(

@@ -29,8 +29,7 @@ from multipass.model.maps import bone_labels
 from multipass.model.passes import precision, segment
 from multipass.model.way_back import own_grid_labels
 from multipass.structures import Identify, by_codes
-from multipass.training.batches import Validation
-from multipass.training.trainer import patient_dice
+from multipass.training.validation import Validation, patient_dice
 
 
 @dataclass(frozen=True)

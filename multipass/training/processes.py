@@ -66,6 +66,12 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
+def say(text: str) -> None:
+    """Prints a line, once for all processes."""
+    if rank() == 0:
+        print(text, flush=True)
+
+
 def world_size() -> int:
     """How many processes train together, 1 without torchrun."""
     return dist.get_world_size() if dist.is_initialized() else 1

@@ -8,7 +8,14 @@ import math
 import os
 
 from multipass.evaluation.metrics import NSD
-from multipass.evaluation.tables import aligned, score_lines, with_interval, with_nan, write_summary
+from multipass.evaluation.tables import (
+    aligned,
+    markdown,
+    score_lines,
+    with_interval,
+    with_nan,
+    write_summary,
+)
 
 NAN = float("nan")
 
@@ -58,4 +65,6 @@ def test_null_becomes_nan_again():
 
 
 def test_columns_line_up():
-    assert aligned([("a", "bb"), ("ccc", "d")]) == ["a    bb", "ccc  d"]
+    cells = [("a", "bb"), ("ccc", "d")]
+    assert aligned(cells) == ["a    bb", "ccc  d"]
+    assert markdown(cells) == ["| a | bb |", "|---|---|", "| ccc | d |"]

@@ -18,9 +18,10 @@ from multipass.geometry.volume import Grid
 from multipass.geometry.windows import COARSE_GRID_SIZE, GRID_SIZE, window_image, window_over
 from multipass.structures import OTHER_BONE, PELVIS
 from multipass.training.augment import Placement, RandPlacement, Space, look
-from multipass.training.batches import Batches, Validation, ahead
+from multipass.training.batches import Batches, ahead
 from multipass.training.intensity import RandIntensity, RandMetal
 from multipass.training.shelf import Shelf
+from multipass.training.validation import Validation
 
 CPU = torch.device("cpu")
 SHELF = Shelf(CPU)

@@ -18,8 +18,9 @@ from multipass.model.maps import bone_labels
 from multipass.model.network import MultiPassUNet
 from multipass.phantom import make_subject
 from multipass.structures import PELVIS
-from multipass.training.batches import Batch, Validation
-from multipass.training.trainer import State
+from multipass.training.batches import Batch
+from multipass.training.state import State
+from multipass.training.validation import Validation
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 ROOT = Path(__file__).resolve().parents[2]

@@ -260,7 +260,7 @@ def test_what_is_no_number_stops_and_keeps_the_last_weights(
         return calls[-1] + torch.sqrt(0 * logits.sum()) * value if len(calls) == 4 else calls[-1]
 
     monkeypatch.setattr(script, "soft_loss", wrong)
-    monkeypatch.setattr(script, "SETTINGS", ())
+    monkeypatch.setattr("multipass.training.beginning.SETTINGS", ())
     with pytest.raises(ValueError, match="the gradient became nan in epoch 2"):
         script.main(replace(options, epochs=2, steps_per_epoch=2, resume=True))
     assert [(tmp_path / name).read_bytes() for name in ("last.pth", "best_model.pth")] == before
@@ -289,9 +289,9 @@ def sizes(script, monkeypatch) -> list[tuple[int, ...]]:
     seen: list[tuple[int, ...]] = []
     learn = script.learn
 
-    def watched(state, batch, *more):
+    def watched(state, batch, **more):
         seen.append(tuple(batch.views[0].image.shape[2:]))
-        return learn(state, batch, *more)
+        return learn(state, batch, **more)
 
     monkeypatch.setattr(script, "learn", watched)
     return seen

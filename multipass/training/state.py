@@ -1,51 +1,44 @@
-"""The state of a training run, its learning rate, and validation."""
+"""The state of a training run, from its beginning or from `last.pth` on."""
 
 from __future__ import annotations
 
-import copy
 import math
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import numpy as np
 import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from multipass.model import checkpoint
 from multipass.model.network import MultiPassUNet, transfer
-from multipass.model.passes import run
 from multipass.structures import Structure
-from multipass.training.batches import Validation
-from multipass.training.loss import hard_dice, without_extra
 from multipass.training.optimizer import Muon
-from multipass.training.processes import from_first, gathered, mean_over_processes, rank, world_size
+from multipass.training.processes import from_first, mean_over_processes, rank
 
-WARM_UP = 0.05  # part of training in which the learning rate rises
-FINAL_LR = 0.01  # of the peak
 PLATEAU_EPOCHS = 10  # without a better validation Dice: half the learning rate
 
 
-class Average:
-    """Exponential moving average of a network's weights; it follows closely at first."""
+def averaged(network: torch.nn.Module, decay: float) -> AveragedModel:
+    """Exponential moving average of a network's weights; it follows closely at first. The weights
+    that it starts from count as the first."""
 
-    def __init__(self, network: MultiPassUNet, decay: float) -> None:
-        self.network = copy.deepcopy(network).requires_grad_(False).eval()
-        self.decay, self.updates = decay, 0
+    def follow(own: list, new: list, count: torch.Tensor | int) -> None:
+        part = (1 + int(count)) / (10 + int(count))
+        get_ema_multi_avg_fn(min(decay, part))(own, new, count)
 
-    @torch.no_grad()
-    def update(self, network: MultiPassUNet) -> None:
-        """Takes one step of the average towards the network's weights."""
-        self.updates += 1
-        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        own, new = ([p.data for p in n.parameters()] for n in (self.network, network))
-        torch._foreach_lerp_(own, new, 1 - decay)
+    average = AveragedModel(network, multi_avg_fn=follow)
+    average.module.requires_grad_(False).eval()
+    average.n_averaged.fill_(1)
+    return average
 
 
 class State:
     """All that a run has become: what `last.pth` holds and `--resume` reads.
 
     Attributes:
+        average: of the network's weights.
         epoch: epochs done.
         best: the highest validation Dice so far, -1 before the first.
         seconds: that training took, interruptions left out; the same in all processes.
@@ -61,7 +54,7 @@ class State:
         device: torch.device,
     ) -> None:
         self.network = network
-        self.average = Average(network, ema)
+        self.average = averaged(network, ema)
         self.optimizer = Muon(list(network.parameters()), lr, weight_decay)
         self.plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(
             self.optimizer, "max", factor=0.5, patience=PLATEAU_EPOCHS
@@ -90,12 +83,17 @@ class State:
         for group in self.optimizer.param_groups:
             group["lr"] = value
 
+    @property
+    def averaged_network(self) -> MultiPassUNet:
+        """With the average of the weights, which is what is validated and saved."""
+        return cast(MultiPassUNet, self.average.module)
+
     def state_dict(self) -> dict[str, Any]:
         """All that `--resume` needs, as tensors and plain types."""
         return {
             "network": self.network.state_dict(),
-            "average": self.average.network.state_dict(),
-            "updates": self.average.updates,
+            "average": self.average.module.state_dict(),
+            "updates": int(self.average.n_averaged) - 1,
             "optimizer": self.optimizer.state_dict(),
             "plateau": self.plateau.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -108,14 +106,24 @@ class State:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Inverse of `state_dict`."""
         self.network.load_state_dict(state["network"])
-        self.average.network.load_state_dict(state["average"])
-        self.average.updates = state["updates"]
+        self.average.module.load_state_dict(state["average"])
+        self.average.n_averaged.fill_(1 + state["updates"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.plateau.load_state_dict(state["plateau"])
         if state["scaler"]:  # empty where the run began without fp16
             self.scaler.load_state_dict(state["scaler"])
         self.epoch, self.best, self.seconds = state["epoch"], state["best"], state["seconds"]
         self.history = list(state["history"])
+
+
+def check_finite(state: State, what: str, value: float) -> None:
+    """Raise ValueError for a loss or a gradient that is no number."""
+    if not math.isfinite(value):
+        saved = state.epoch > 0 or state.best >= 0
+        kept = "; best_model.pth and last.pth hold the last good weights" if saved else ""
+        raise ValueError(
+            f"the {what} became {value} in epoch {state.epoch + 1}{kept}. A lower --lr may help."
+        )
 
 
 def resume(state: State, path: Path, settings: dict[str, Any]) -> str | None:
@@ -161,44 +169,3 @@ def start_from(network: MultiPassUNet, structures: Sequence[Structure], path: Pa
     device = next(network.parameters()).device
     transfer(network, trained.network.to(device), kept)
     return [s.name for s, old in zip(structures, kept[1:], strict=True) if old < 0]
-
-
-def cosine(progress: float) -> float:
-    """Factor of the learning rate after this part of the training: a linear rise, half a cosine."""
-    if progress < WARM_UP:
-        return 0.05 + 0.95 * progress / WARM_UP
-    fall = min((progress - WARM_UP) / (1 - WARM_UP), 1.0)
-    return FINAL_LR + (1 - FINAL_LR) * (1 + math.cos(math.pi * fall)) / 2
-
-
-def validate(
-    state: State, validation: Validation, ids: Sequence[str], amp: torch.autocast
-) -> np.ndarray:
-    """(patients, passes, K) Dice of the average weights on the windows' grids.
-
-    Each process does its part of the ids.
-    """
-    dice = np.full((len(ids), len(validation.windows), len(validation.cohort.structures)), np.nan)
-    for i in range(rank(), len(ids), world_size()):
-        dice[i] = patient_dice(state.average.network, validation, ids[i], amp)
-    return gathered(dice)
-
-
-@torch.no_grad()
-def patient_dice(
-    network: MultiPassUNet, validation: Validation, patient_id: str, amp: torch.autocast
-) -> np.ndarray:
-    """(passes, K) Dice on the windows' grids, those of one pass taken together; NaN where the
-    structure is not annotated, or neither there nor found."""
-    batches = validation.batches(patient_id)
-    passes = len(validation.windows)
-    found: list[list[torch.Tensor]] = [[] for _ in range(passes)]
-    for batch in batches:
-        for k, logits in enumerate(run(network, batch.views, passes, amp)):
-            found[k].append(network.merged(logits))
-    scores = []
-    known = batches[0].known[:, : network.classes - 1]
-    for k, of_windows in enumerate(found):
-        targets = [without_extra(batch.target(k), network.classes) for batch in batches]
-        scores.append(hard_dice(torch.cat(of_windows, -1), torch.cat(targets, -1), known)[0])
-    return torch.stack(scores).cpu().numpy()

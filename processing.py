@@ -43,7 +43,7 @@ from multipass.data.prepare import patient_name, prepare_patient
 from multipass.data.records import Record, fingerprint_of, withdrawn
 from multipass.files import replacing
 from multipass.results.pictures import SheetEntry, cohort_sheet, sheet_entry
-from multipass.structures import read_rules
+from multipass.site_rules import read_rules
 from multipass.terminal import one_sentence, options_of, short
 from multipass.workers import cluster, each_done, processes
 

@@ -121,7 +121,7 @@ from tqdm import tqdm
 from multipass.data.cohort import Cohort
 from multipass.model import checkpoint
 from multipass.model.passes import precision, run
-from multipass.structures import read_rules
+from multipass.site_rules import read_rules
 from multipass.training.batches import Batch, Batches
 from multipass.training.beforehand import complete, parted
 from multipass.training.beginning import begin, describe

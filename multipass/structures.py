@@ -6,12 +6,9 @@ differs between patients. Codes are SNOMED CT's, as in DICOM PS3.16 and in Total
 
 from __future__ import annotations
 
-import json
 import re
-import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 from pydicom.sr.codedict import codes
 from pydicom.sr.coding import Code
@@ -76,7 +73,7 @@ class Structure:
         """Inverse of `to_dict`; raises KeyError, TypeError or ValueError for anything else."""
         scheme, value, side = row["code"]
         red, green, blue = row["colour"]
-        category = _category(row.get("category") or _listed(CATEGORY))
+        category = category_of(row.get("category") or _listed(CATEGORY))
         return cls(row["name"], scheme, value, row["meaning"], side, (red, green, blue), category)
 
 
@@ -84,12 +81,13 @@ def _listed(code: Code) -> list[str]:
     return [code.scheme_designator, code.value, code.meaning]
 
 
-def _category(listed: Sequence[str]) -> Code:
+def category_of(listed: Sequence[str]) -> Code:
+    """Of [scheme, value, meaning]."""
     scheme, value, meaning = map(str, listed)
     return Code(value, scheme, meaning)
 
 
-def _usual_category(scheme: str, value: str) -> Code:
+def usual_category(scheme: str, value: str) -> Code:
     """That of a type's code: devices and lesions are no anatomical structures."""
     code = Code(value, scheme, "")
     if code == IMPLANT or code in codes.cid7157.concepts.values():
@@ -187,7 +185,7 @@ def identify(
     name = meaning.lower() or label
     if side and not side_from_words(name):
         name = f"{side} {name}"
-    return Structure(name, scheme, value, meaning, side, _colour(scheme + value + side))
+    return Structure(name, scheme, value, meaning, side, colour_of(scheme + value + side))
 
 
 def _side(meaning: str, modifiers: Sequence[str], label: str) -> str:
@@ -208,85 +206,6 @@ def _side(meaning: str, modifiers: Sequence[str], label: str) -> str:
     return said.pop() if said else ""
 
 
-@dataclass(frozen=True)
-class SiteRules:
-    """A site's own naming: the first rule that fits a segment names it, else its codes do.
-
-    Attributes:
-        rules: (whether a segment's attributes fit, the structures that it then is).
-    """
-
-    rules: Sequence[tuple[Callable[[dict], bool], list[Structure]]]
-
-    def __call__(self, attributes: dict) -> list[Structure]:
-        named = (structures for fits, structures in self.rules if fits(attributes))
-        found = next(named, None)
-        return by_codes(attributes) if found is None else found
-
-    def decides(self, attributes: dict) -> bool:
-        return any(fits(attributes) for fits, _ in self.rules)
-
-
-def read_rules(path: Path | None) -> Identify:
-    """Read a site's own naming: a JSON list of rules, the first that fits a segment decides.
-    Without a file, `by_codes`.
-
-    Each rule has "label" (the segment's label, any case) or "code" ([scheme, value]), and one of
-    "structure" (a name of the shipped table), "split" (two such names: the segment is cut
-    between its two bones), "new" ({"name", "code": [scheme, value, side]}, and, if it likes,
-    "category": [scheme, value, meaning]) or "ignore": true.
-    Segments that no rule fits are identified by their codes.
-
-    Raises:
-        ValueError: the file is not such a list.
-    """
-    if path is None:
-        return by_codes
-    try:
-        rules = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(rules, list):
-            raise ValueError(f"a {type(rules).__name__}")
-        return SiteRules([(_fits(rule), _named(rule)) for rule in rules])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"{path}: no list of structure rules ({error})") from None
-
-
-def _fits(rule: dict) -> Callable[[dict], bool]:
-    if "label" in rule:
-        label = _folded(str(rule["label"]))
-        return lambda attributes: _folded(attributes.get("SegmentLabel", "")) == label
-    scheme, value = rule["code"]
-    return lambda attributes: _code_of(attributes) == (scheme, value)
-
-
-def _folded(label: str) -> str:
-    """Labels are alike whatever their case, and whether an accent is a letter's part or its own."""
-    return unicodedata.normalize("NFC", label).casefold().strip()
-
-
-def _named(rule: dict) -> list[Structure]:
-    table = {structure.name: structure for structure in PELVIS}
-    if rule.get("ignore"):
-        return []
-    if "new" in rule:
-        scheme, value, side = rule["new"]["code"]
-        name = str(rule["new"]["name"])
-        if side not in OTHER_SIDE:
-            raise ValueError(f"side '{side}' is not left, right or empty")
-        category = rule["new"].get("category")
-        category = _category(category) if category else _usual_category(scheme, value)
-        colour = _colour(scheme + value + side)
-        return [Structure(name, scheme, value, name, side, colour, category)]
-    names = rule["split"] if "split" in rule else [rule["structure"]]
-    unknown = [name for name in names if name not in table]
-    if unknown:
-        raise ValueError(f"'{unknown[0]}' is none of {', '.join(table)}")
-    structures = [table[name] for name in names]
-    if "split" in rule and [s.side for s in structures] != ["left", "right"]:
-        raise ValueError("'split' takes a left and a right structure")
-    return structures
-
-
 def by_codes(attributes: dict) -> list[Structure]:
     """The structure that a segment's codes and label stand for; none for Background. A segment of
     type 'Bone' is the bone that its anatomic region names.
@@ -294,7 +213,7 @@ def by_codes(attributes: dict) -> list[Structure]:
     Args:
         attributes: as in an entry of dcmqi's meta.json.
     """
-    scheme, value = _code_of(attributes)
+    scheme, value = code_of(attributes)
     if (scheme, value) == BACKGROUND:
         return []
     kind = attributes.get("SegmentedPropertyTypeCodeSequence", {})
@@ -312,7 +231,7 @@ def by_codes(attributes: dict) -> list[Structure]:
         return [found]
     said = attributes.get("SegmentedPropertyCategoryCodeSequence", {})
     values = [said.get(key) for key in ("CodingSchemeDesignator", "CodeValue", "CodeMeaning")]
-    return [replace(found, category=_category(values) if all(values) else CATEGORY)]
+    return [replace(found, category=category_of(values) if all(values) else CATEGORY)]
 
 
 def to_attributes(structure: Structure, value: int, algorithm: str = "") -> dict:
@@ -348,11 +267,13 @@ def _written(code: Code) -> dict[str, str]:
     }
 
 
-def _code_of(attributes: dict) -> tuple[str, str]:
+def code_of(attributes: dict) -> tuple[str, str]:
+    """(scheme, value) of a segment's property type; ("", "") where it has none."""
     code = attributes.get("SegmentedPropertyTypeCodeSequence", {})
     return code.get("CodingSchemeDesignator", ""), code.get("CodeValue", "")
 
 
-def _colour(text: str) -> tuple[int, int, int]:
+def colour_of(text: str) -> tuple[int, int, int]:
+    """sRGB of a structure that no table knows, the same for the same text."""
     seed = sum((i + 1) * ord(c) for i, c in enumerate(text))
     return 60 + seed * 37 % 180, 60 + seed * 71 % 180, 60 + seed * 113 % 180

@@ -24,7 +24,8 @@ from multipass.dicom.stack import WIDEST_GAP_MM
 from multipass.geometry.labelmaps import box_of
 from multipass.geometry.outlines import filled
 from multipass.geometry.volume import ints3
-from multipass.structures import OTHER_BONE, PELVIS, Identify, SiteRules, named_as, to_attributes
+from multipass.site_rules import SiteRules
+from multipass.structures import OTHER_BONE, PELVIS, Identify, named_as, to_attributes
 
 TABLE = (*PELVIS, OTHER_BONE)
 XOR = "CLOSEDPLANAR_XOR"

@@ -14,7 +14,8 @@ from multipass.dicom.seg_masks import Mask, read_masks
 from multipass.dicom.seg_placement import Piece, placed
 from multipass.geometry.lattices import LPS
 from multipass.geometry.volume import Grid, ints3, touches_end
-from multipass.structures import PELVIS, Identify, Key, SiteRules, Structure, by_codes, ordered
+from multipass.site_rules import SiteRules
+from multipass.structures import PELVIS, Identify, Key, Structure, by_codes, ordered
 
 # Two bones side by side: each holds this part of their voxels at least, and the emptiest column
 # between them this part of the average one at most. Of 8 synthetic patients' hip bones and femora
@@ -54,7 +55,7 @@ def read_reference(
             Contours count where no SEG has the structure.
         grid: the scan's, upright in the frame.
         rules: from a segment's attributes (`seg_header.attributes_of`) to structures: none to leave
-            it out, two to split it between left and right; see `structures.read_rules`. Segments
+            it out, two to split it between left and right; see `site_rules.read_rules`. Segments
             that they name alike become one structure, and are noted.
         ct: the scan, if it was read from DICOM: masks on its slices are resampled as these are.
             Contours need it.

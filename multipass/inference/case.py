@@ -18,7 +18,7 @@ from multipass.results.output_folder import Place
 from multipass.results.page import CASE_PAGE
 from multipass.results.products import Wanted, page_of, products_of, write_case
 from multipass.results.timing import Stages
-from multipass.structures import read_rules
+from multipass.site_rules import read_rules
 
 # Is told the names of a case and of each stage as it starts.
 Announce = Callable[[str, str], None]

@@ -9,7 +9,8 @@ from dataclasses import replace
 from typing import Any
 
 from multipass.data.cohort import Cohort
-from multipass.structures import Structure, read_rules
+from multipass.site_rules import read_rules
+from multipass.structures import Structure
 from multipass.training.processes import say, world_size
 
 COARSE = 0.5

@@ -17,6 +17,7 @@ from multipass.structures import Structure
 from multipass.training.optimizer import Muon
 from multipass.training.processes import from_first, mean_over_processes, rank
 
+Weights = tuple[torch.Tensor, ...] | list[torch.Tensor]
 PLATEAU_EPOCHS = 10  # without a better validation Dice: half the learning rate
 
 
@@ -24,7 +25,7 @@ def averaged(network: torch.nn.Module, decay: float) -> AveragedModel:
     """Exponential moving average of a network's weights; it follows closely at first. The weights
     that it starts from count as the first."""
 
-    def follow(own: list, new: list, count: torch.Tensor | int) -> None:
+    def follow(own: Weights, new: Weights, count: torch.Tensor | int) -> None:
         part = (1 + int(count)) / (10 + int(count))
         get_ema_multi_avg_fn(min(decay, part))(own, new, count)
 

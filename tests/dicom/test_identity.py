@@ -14,7 +14,8 @@ from pydicom.dataset import Dataset
 from multipass.dicom.seg_header import SegHeader
 from multipass.dicom.seg_reader import read_reference
 from multipass.geometry.volume import Grid
-from multipass.structures import PELVIS, read_rules
+from multipass.site_rules import read_rules
+from multipass.structures import PELVIS
 
 SIZE = (40, 24, 8)
 GRID = Grid(SIZE, (1.5, 2.0, 3.0), (0.0, 0.0, 0.0))

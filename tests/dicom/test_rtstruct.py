@@ -31,7 +31,8 @@ from multipass.dicom.seg_reader import read_reference
 from multipass.dicom.series import find
 from multipass.evaluation.scoring import reference_labels
 from multipass.geometry.volume import Grid, Volume, from_sitk, from_upright, upright_grid
-from multipass.structures import PELVIS, by_codes, read_rules
+from multipass.site_rules import read_rules
+from multipass.structures import PELVIS, by_codes
 
 SIZE = (40, 28, 14)
 GRID = Grid(SIZE, (1.5, 2.0, 3.0), (-31.0, 17.5, -250.0))

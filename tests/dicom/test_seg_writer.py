@@ -24,7 +24,8 @@ from multipass.dicom.series import find
 from multipass.geometry.volume import from_upright, upright_grid
 from multipass.phantom import make_subject
 from multipass.phantom.writer import write_ct
-from multipass.structures import PELVIS, read_rules
+from multipass.site_rules import read_rules
+from multipass.structures import PELVIS
 
 # Identity, sagittal from the left, coronal, head first and flipped.
 SOME_ORDERS = [ORDERS[0], ORDERS[11], ORDERS[26], ORDERS[45]]

@@ -20,7 +20,8 @@ from multipass.dicom.series import find
 from multipass.geometry.field_of_view import FieldOfView
 from multipass.geometry.volume import Grid
 from multipass.phantom import make_subject, write_subject
-from multipass.structures import PELVIS, read_rules
+from multipass.site_rules import read_rules
+from multipass.structures import PELVIS
 
 ZOO = Path(__file__).resolve().parents[3] / "shared" / "dicom_zoo" / "seg"
 zoo = pytest.mark.skipif(not ZOO.exists(), reason="the DICOM collection is not beside the clone")

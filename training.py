@@ -64,7 +64,8 @@ class Options:
     the time; validation is always at full resolution, so that its Dice jumps when that part ends;
     0.5 if not given, and 0 with --init"""
     augmentation: float = 1.0
-    """strength; less of it fits sooner, which is what a run of minutes needs; 0: mirror alone"""
+    """strength; less of it fits sooner, which is what a run of minutes needs; 0: mirror, fields of
+    view and displaced boxes alone"""
     ema: float = 0.999
     """decay of the weight average, which is what is validated and saved"""
     # network.FILTERS, which would import torch too early
@@ -132,6 +133,7 @@ from multipass.training.plan import Plan
 from multipass.training.processes import (
     average_gradients,
     claimed_by_first,
+    mean_over_processes,
     rank,
     say,
     start_processes,
@@ -239,8 +241,10 @@ def train_epoch(state: State, batches: Batches, plan: Plan, step: Step) -> tuple
 def learn(
     state: State, batch: Batch, passes: int, amp: torch.autocast
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """All passes over one batch; returns their mean loss and the last one's Dice."""
+    """All passes over one batch, or the first; returns their mean loss and the last one's Dice."""
     summed = torch.zeros((), device=batch.known.device)
+    if mean_over_processes(summed.new_tensor([batch.stops])).item() == 1:  # all take as many steps
+        passes = 1
     for k, logits in enumerate(run(state.network, batch.views, passes, amp, batch.hand_on)):
         loss = soft_loss(logits, batch.target(k), batch.known)
         descend(state, loss)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,6 +20,7 @@ from multipass.geometry.windows import COARSE_GRID_SIZE, GRID_SIZE, window_image
 from multipass.structures import OTHER_BONE, PELVIS
 from multipass.training.augment import Placement, RandPlacement, Space, look
 from multipass.training.batches import Batches, ahead
+from multipass.training.field_of_view import RandFieldOfView
 from multipass.training.intensity import RandIntensity, RandMetal
 from multipass.training.shelf import Shelf
 from multipass.training.validation import Validation
@@ -137,16 +139,31 @@ def test_the_window_over_a_tall_pelvis_holds_most_of_the_part(tmp_path):
     assert len(middles) > 1
 
 
-def test_windows_of_a_scan_without_bones_show_none(tmp_path):
+def without_bones(folder: Path) -> Cohort:
+    """A cohort of one scan that shows no structure."""
     volume, reference = scan(1)
     nothing = [replace(s, mask=s.mask * 0, status="empty") for s in reference.segments]
     bare = as_patient("Patient_01", volume, replace(reference, segments=tuple(nothing)), {})
-    write_patient(tmp_path / "Patient_01.pkl", bare)
-    sample = Cohort(tmp_path).sample("Patient_01")
+    write_patient(folder / "Patient_01.pkl", bare)
+    return Cohort(folder)
+
+
+def test_windows_of_a_scan_without_bones_show_none(tmp_path):
+    sample = without_bones(tmp_path).sample("Patient_01")
     for seed in range(6):
         place = placed(sample, Space(), seed, crops=1.0)
         for window in WINDOWS:
             assert not seen_in(sample, place, window)[1:].any()
+
+
+def test_most_batches_without_structures_stop_after_the_first_pass(tmp_path, cohort):
+    bare = without_bones(tmp_path)
+    shows = Batches(cohort, cohort.ids, ("scan",), 1, 0, CPU, steps=4, strength=0)
+    shows.place.field_of_view = RandFieldOfView(0)
+    assert not any(batch.stops for batch in shows.epoch(0, lambda _: COARSE_GRID_SIZE))
+    empty = Batches(bare, bare.ids, ("scan",), 1, 0, CPU, steps=12, strength=0)
+    stops = [batch.stops for batch in empty.epoch(0, lambda _: COARSE_GRID_SIZE)]
+    assert 6 < sum(stops) < 12
 
 
 def test_a_field_of_view_is_the_same_in_all_windows(sample):

@@ -16,7 +16,6 @@ schedule, and training.py's loop over batches.
 
 from __future__ import annotations
 
-import os
 import sys
 import time
 from collections import defaultdict
@@ -260,7 +259,6 @@ def main(options: Options) -> None:
     names = ["multi-pass", "plain"] if options.minutes else list(SIDES)
     jobs = len(names) if options.minutes and not torch.cuda.is_available() else 1
     threads = max(1, torch.get_num_threads() // jobs)
-    os.environ["TQDM_DISABLE"] = "1"  # read when a process of the pool starts
     with ProcessPoolExecutor(jobs, get_context("spawn")) as pool:
         futures = {name: pool.submit(measure, name, options, threads) for name in names}
         found = {name: future.result() for name, future in futures.items()}

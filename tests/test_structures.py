@@ -7,6 +7,7 @@ import json
 import pytest
 from pydicom.sr.codedict import codes
 
+from multipass.site_rules import read_rules
 from multipass.structures import (
     CATEGORY,
     OTHER_BONE,
@@ -18,7 +19,6 @@ from multipass.structures import (
     mirror_partners,
     named_as,
     ordered,
-    read_rules,
     to_attributes,
 )
 

@@ -107,7 +107,7 @@ class Archive:
         except Exception as error:  # a damaged directory raises many kinds
             raise ValueError(f"no zip file, or damaged: {_reason(error)}") from None
         with archive:
-            members = [item for item in archive.infolist() if not item.is_dir()]
+            members = [item for item in archive.infolist() if not item.filename.endswith("/")]
             self._check_size(members)
             for item in members:
                 self._extract(archive, item, folder)

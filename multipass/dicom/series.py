@@ -120,7 +120,7 @@ class Found:
         their folders, could not be read: the ends of the series may be missing, which the places of
         the other slices do not show."""
         like = series.kinds
-        beside = [(path, why) for path, why in self.unread if (path.parent, _kind(path)) in like]
+        beside = [one for one in self.unread if (one[0].parent, _kind(one[0])) in like]
         stray = _note("of its series: no CT image", self.no_ct.get(series.uid, []))
         return stray + _note("beside the slices could not be read", beside)
 
@@ -179,6 +179,9 @@ def find(roots: Path | Iterable[Path]) -> Found:
             if is_out_of_memory(error):
                 raise
             found.unread.append((path, f"damaged DICOM header ({short(error)})"))
+    if any(uid for uid, _ in groups):
+        strays = groups.pop(("", False), []) + groups.pop(("", True), [])
+        found.unread += [(p, "damaged DICOM header (no SeriesInstanceUID)") for p, _ in strays]
     for (uid, _), members in sorted(groups.items()):
         parts = _parts(members)
         found.ct += [_series(uid, part, notes) for part, notes in parts]

@@ -75,6 +75,14 @@ def test_what_cannot_be_decoded_is_named(tmp_path):
     assert "encrypted" in reasons and "compression method is not supported" in reasons
 
 
+def test_a_file_without_a_name_is_told(tmp_path):
+    path = packed(tmp_path / "a.zip", "a.nii")
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr(zipfile.ZipInfo(""), b"text")
+    archive = unpacked(tmp_path, path)
+    assert files_of(archive) == ["a.nii"] and len(archive.damaged) == 1
+
+
 def test_names_of_any_length_are_told_in_brief(tmp_path):
     """As where a damaged directory says that a name is as long as the rest of the archive."""
     archive = unpacked(tmp_path, packed(tmp_path / "a.zip", "a.nii", "PK\1\n" * 9000))

@@ -68,13 +68,15 @@ def test_a_segmentation_that_cannot_be_read_is_told(tmp_path, patient, size):
     assert not refused and not found["Patient_02"].seg
 
 
-@pytest.mark.parametrize("modality", [None, "MR"])
-def test_a_slice_that_is_no_ct_image_any_more_is_told(tmp_path, patient, modality):
+@pytest.mark.parametrize(
+    "change", [{"Modality": None}, {"Modality": "MR"}, {"SeriesInstanceUID": None}]
+)
+def test_a_slice_that_is_none_of_its_series_any_more_is_told(tmp_path, patient, change):
     """At an end of the scan, where the places of the others do not show that it is missing."""
     shutil.copytree(patient, tmp_path / "Patient_02")
     slices = [(pydicom.dcmread(p), p) for p in (tmp_path / "Patient_02" / "im_1").iterdir()]
     last, path = max(slices, key=lambda one: one[0].ImagePositionPatient[2])
-    last.Modality = modality
+    last.update(change)
     last.save_as(path)
     found, _ = cases(tmp_path)
     (note,) = found["Patient_02"].notes

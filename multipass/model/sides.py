@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from scipy import ndimage
 
-from multipass.geometry.labelmaps import parts_of
 from multipass.geometry.volume import Grid, floats3, ints3
 from multipass.geometry.windows import stacked_grid
 from multipass.model.maps import ClassMaps, PassResult
@@ -99,8 +98,10 @@ def _sides_of(
 
 
 def _largest(mask: np.ndarray) -> np.ndarray:
-    parts, _ = parts_of(mask)
-    return parts == 1
+    # Not `parts_of`: starting SimpleITK's filters costs more than a small mask, and noise has
+    # thousands of them.
+    pieces, count = ndimage.label(mask)
+    return pieces == 1 + np.bincount(pieces.ravel())[1:].argmax() if count else mask
 
 
 def _are_two(left: np.ndarray, right: np.ndarray, grid: Grid) -> bool:

@@ -26,8 +26,9 @@ from multipass.evaluation.surfaces import NSD_TOLERANCES_MM, surface, surface_di
 from multipass.geometry.labelmaps import boxes_of
 
 NSD = tuple(f"nsd_{tolerance_mm}mm" for tolerance_mm in NSD_TOLERANCES_MM)
-METRICS = ("dice", "hd95_mm", "assd_mm", *NSD)
-HIGHER_IS_BETTER = {metric: metric not in ("hd95_mm", "assd_mm") for metric in METRICS}
+OVERLAPS = ("dice", *NSD)  # from 0 to 1, the higher the better
+DISTANCES = ("hd95_mm", "assd_mm")  # the lower the better
+METRICS = ("dice", *DISTANCES, *NSD)
 MEAN_OF_STRUCTURES = "mean of structures"
 
 
@@ -83,7 +84,7 @@ def compare_structure(
         return {"outcome": "rightly empty", **nothing, **volumes}
     if not in_mask or not in_reference:
         outcome = "missed" if in_reference else "false alarm"
-        none_near = dict.fromkeys(("dice", *NSD), 0.0)
+        none_near = dict.fromkeys(OVERLAPS, 0.0)
         return {"outcome": outcome, **nothing, **none_near, **volumes}
     dice = 2 * int(np.count_nonzero(mask & reference)) / (in_mask + in_reference)
     surfaces = surface(mask, spacing_mm), surface(reference, spacing_mm)
@@ -176,7 +177,7 @@ def _figures(
         finite = [row[metric] for row in kept]
         groups = [row.get("group", row["case"]) for row in kept]
         low, high = bootstrap_interval(finite, groups, seed)
-        worst = (min if HIGHER_IS_BETTER[metric] else max)(finite, default=float("nan"))
+        worst = (max if metric in DISTANCES else min)(finite, default=float("nan"))
         figures[metric] = _mean(finite)
         figures.update({f"{metric}_low": low, f"{metric}_high": high, f"{metric}_worst": worst})
     return figures

@@ -75,14 +75,16 @@ def soft_loss(logits: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -
 def hard_dice(logits: torch.Tensor, target: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
     """(N, K) Dice of the argmax against the argmax of the fractions.
 
-    NaN where a structure is not annotated, or neither of the two has it.
+    NaN where a structure is not annotated, or fills less than EMPTY_PART of the voxels in both.
     """
     predicted, reference = _argmax(logits), _argmax(target)
+    least = EMPTY_PART * predicted[0].numel()
     dice = []
     for k in range(1, logits.shape[1]):
-        found, there = predicted == k, reference == k
-        both, either = (x.flatten(1).sum(1) for x in (found & there, found))
-        dice.append(2 * both / (either + there.flatten(1).sum(1)))
+        masks = predicted == k, reference == k
+        both, found, there = (m.flatten(1).sum(1) for m in (masks[0] & masks[1], *masks))
+        value = 2 * both / (found + there)
+        dice.append(value.masked_fill((found < least) & (there < least), float("nan")))
     return torch.stack(dice, 1).masked_fill(~known, float("nan"))
 
 

@@ -61,8 +61,8 @@ def validate(
 def patient_dice(
     network: MultiPassUNet, validation: Validation, patient_id: str, amp: torch.autocast
 ) -> np.ndarray:
-    """(passes, K) Dice on the windows' grids, those of one pass taken together; NaN where the
-    structure is not annotated, or neither there nor found."""
+    """(passes, K) Dice on the windows' grids, those of one pass taken together; NaN as in
+    `hard_dice`."""
     batches = validation.batches(patient_id)
     passes = len(validation.windows)
     found: list[list[torch.Tensor]] = [[] for _ in range(passes)]

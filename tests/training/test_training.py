@@ -523,3 +523,13 @@ def test_hard_dice():
     half = target.clone()
     half[0, :, :1] = torch.tensor([1.0, 0, 0])[:, None, None, None]
     assert hard_dice(half, target, known)[0, 0] == pytest.approx(2 / 3)
+
+
+def test_a_few_voxels_of_a_structure_have_no_dice_and_many_are_a_false_one():
+    target = torch.zeros(1, 3, 32, 32, 32)
+    target[:, 0] = 1
+    known = torch.ones(1, 2, dtype=torch.bool)
+    found = target.clone()
+    found[0, 1, 0, 0, :4], found[0, 2, :4] = 2, 2
+    dice = hard_dice(found, target, known)[0]
+    assert dice[0].isnan() and dice[1] == 0

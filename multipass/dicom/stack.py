@@ -94,7 +94,8 @@ def stack_of(slices: Sequence[Slice]) -> Stack:
         _check_line(slices, places, step, at)
         if gaps.max() > WIDEST_GAP_MM + SAME_SLICE_MM:
             raise ValueError(f"slices {gaps_text(gaps)} mm apart, a file missing?")
-    row, column = np.split(np.asarray(first.orientation), 2)
+    # The median: that of one slice may be off, within what counts as the same direction.
+    row, column = np.split(np.median([piece.orientation for piece in slices], axis=0), 2)
     lattice = np.eye(4)
     lattice[:3, 0] = row * first.column_step_mm
     lattice[:3, 1] = column * first.row_step_mm

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pydicom
 import pytest
 from dicom_files import POSITIONS, bones, write_seg, write_slices
 
@@ -197,3 +198,18 @@ def test_narrow_gaps_do_not_multiply_the_slices(tmp_path):
     ct = read_ct(choose(find(tmp_path))[0])
     assert ct.volume.grid.size[2] <= 3 * SIZE[2] + 1
     assert ct.volume.grid.box_mm()[1, 2] - ct.volume.grid.box_mm()[0, 2] >= heights[-1]
+
+
+@pytest.mark.parametrize("number", [0, 3])
+def test_one_slice_a_little_off_in_direction_turns_no_scan(tmp_path, number):
+    hounsfield, _ = bones(SIZE)
+    heights = np.arange(SIZE[2]) * 3.0
+    slices = write_slices(tmp_path, hounsfield, stacked(POSITIONS["HFS"], heights, (0, 0)))
+    right = read_ct(choose(find(tmp_path))[0]).stack.lattice
+    odd = slices[number]
+    odd.ImageOrientationPatient = [1, 0.0008, 0, 0, 1, 0]
+    (path,) = (
+        p for p in tmp_path.iterdir() if pydicom.dcmread(p).SOPInstanceUID == odd.SOPInstanceUID
+    )
+    odd.save_as(path)
+    np.testing.assert_array_equal(read_ct(choose(find(tmp_path))[0]).stack.lattice, right)

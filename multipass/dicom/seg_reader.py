@@ -32,6 +32,7 @@ class _Pieces:
         self.pieces: dict[Key, list[Piece]] = {}
         self.labels: dict[Key, list[str]] = {}
         self.by_code: dict[Key, set[str]] = {}
+        self.by_seg: set[Key] = set()
 
     def add(self, structure: Structure, piece: Piece, label: str, origin: str) -> None:
         """`origin`: what told the segment apart; '' where a site's rule did."""
@@ -67,11 +68,9 @@ def read_reference(
     """
     found = _Pieces()
     notes: list[str] = []
-    by_contours: set[Key] = set()
     for header in sorted(headers, key=lambda header: header.is_contours):
         earlier = set(found.pieces)
-        by_seg = earlier - by_contours
-        masks, remarks = _masks_of(header, ct, rules, is_needed=not by_seg)
+        masks, remarks = _masks_of(header, ct, rules, is_needed=not found.by_seg)
         notes += remarks
         for mask in masks:
             label = mask.attributes["SegmentLabel"]
@@ -79,15 +78,11 @@ def read_reference(
             if outside:
                 notes.append(f"'{label}' lies outside the scan with {outside:.1%} of its voxels")
             for structure, part in _split(rules(mask.attributes), piece, label):
-                if structure.key not in earlier:
-                    found.add(structure, part, label, _origin(mask, rules))
-                    by_contours |= {structure.key} if header.is_contours else set()
-                elif header.is_contours and structure.key in by_seg:
-                    notes.append(f"{header.path.name}: its {structure.name} gives way to a SEG's")
-                elif any(_same(part, other) for other in found.pieces[structure.key]):
-                    notes.append(f"{header.path.name} has the same {structure.name} once more")
+                if structure.key in earlier:
+                    notes.append(_again(structure, part, header, found))
                 else:
-                    raise ValueError(f"{structure.name} lies in two segmentation files")
+                    found.add(structure, part, label, _origin(mask, rules))
+                    found.by_seg |= set() if header.is_contours else {structure.key}
     if not found.structures and notes:
         raise ValueError("; ".join(notes))
     structures = ordered(list(found.structures.values()))
@@ -100,6 +95,19 @@ def read_reference(
         notes.append(f"segments overlap in {shared} voxels, shared equally")
     check_sides(segments, grid, frame)
     return Reference(grid, tuple(segments), tuple(notes))
+
+
+def _again(structure: Structure, part: Piece, header: SegHeader, found: _Pieces) -> str:
+    """The note on a structure that an earlier file has, too.
+
+    Raises:
+        ValueError: the two contradict each other.
+    """
+    if header.is_contours and structure.key in found.by_seg:
+        return f"{header.path.name}: its {structure.name} gives way to a SEG's"
+    if any(_same(part, other) for other in found.pieces[structure.key]):
+        return f"{header.path.name} has the same {structure.name} once more"
+    raise ValueError(f"{structure.name} lies in two segmentation files")
 
 
 def _masks_of(

@@ -9,7 +9,7 @@ import oracle
 import pytest
 
 from multipass.geometry.field_of_view import field_of_view
-from multipass.geometry.volume import Volume
+from multipass.geometry.volume import Grid, Volume
 from multipass.model.maps import ClassMaps, PassResult, native_labels
 from multipass.model.passes import segment
 from multipass.results.findings import describe, flags_of
@@ -24,6 +24,11 @@ def seen():
     volume, _ = oracle.scene(oracle.scene_grid())
     results = segment(oracle.model(), volume)
     return volume, results, native_labels(results[-1], volume.grid)
+
+
+def voxel_of(place_mm, window: Grid) -> np.ndarray:
+    """(3,) index of a place in a window."""
+    return np.subtract(place_mm, window.origin_mm) / window.spacing_mm
 
 
 def places(volume: Volume, results, labels: np.ndarray) -> dict:
@@ -77,7 +82,7 @@ def test_parts_lead_to_the_second(seen):
     with_part = painted(last, SACRUM, box)
     (place,) = places(volume, [first, with_part], labels)["in several parts"].values()
     window = last.windows[0]
-    index = np.subtract(place, window.origin_mm) / window.spacing_mm
+    index = voxel_of(place, window)
     assert np.allclose(index, 12, atol=1)
 
 
@@ -86,8 +91,7 @@ def test_the_edge_of_the_last_pass(seen):
     box = (slice(60, 70), slice(60, 70), slice(0, 9))
     at_edge = painted(last, SACRUM, box)
     found = places(volume, [first, at_edge], labels)["at the edge of what the last pass saw"]
-    window = last.windows[0]
-    index = np.subtract(found["sacrum"], window.origin_mm) / window.spacing_mm
+    index = voxel_of(found["sacrum"], last.windows[0])
     assert abs(index[2]) < 0.6 and np.allclose(index[:2], 64.5, atol=1)
 
 
@@ -96,8 +100,7 @@ def test_passes_that_disagree_lead_to_where_they_do(seen):
     box = (slice(5, 45), slice(5, 45), slice(5, 45))
     otherwise = painted(last, SACRUM, box)
     found = places(volume, [otherwise, last], labels)["the passes disagree"]
-    window = last.windows[0]
-    index = np.subtract(found["sacrum"], window.origin_mm) / window.spacing_mm
+    index = voxel_of(found["sacrum"], last.windows[0])
     assert ((index > 5) & (index < 44)).all()
 
 
